@@ -1,0 +1,9 @@
+"""Ways to propose tokens, one method per file."""
+
+from drafters.early_exit import EarlyExitDrafter
+from drafters.model import ModelDrafter
+from drafters.ngram import NgramDrafter
+from drafters.null import NullDrafter
+from drafters.suffix import SuffixDrafter
+
+__all__ = ["EarlyExitDrafter", "ModelDrafter", "NgramDrafter", "NullDrafter", "SuffixDrafter"]

@@ -1,0 +1,49 @@
+"""The target's own first layers as drafter."""
+
+from __future__ import annotations
+
+from drafters.model import Shape
+from specdec.noise import Noise
+from specdec.protocols import Verifier
+from specdec.runtime import CachedModel
+from specdec.sequences import Sequences
+from specdec.types import Context, Draft, Tap
+
+
+class EarlyExitDrafter:
+    """Drafts with the target's first layers, its own final norm and head; no training, no extra weights.
+
+    The layers and their keys and values are the target's own, so nothing is computed twice for committed
+    tokens (Draft & Verify, Zhang et al., arXiv 2309.08168; LayerSkip, Elhoushi et al., arXiv 2404.16710,
+    trains the target for it).
+
+    Args:
+        exit_layer: how many layers to run; None is half of them.
+        length: tokens of the chain, or levels of the tree.
+        width: children per node, and nodes that have children per level; 1 is a chain.
+        nodes: most nodes of the tree; None keeps all.
+
+    Raises:
+        ValueError: a length, width or nodes below 1, or (when decoding begins) no such layer.
+    """
+
+    wants: tuple[Tap, ...] = ()
+
+    def __init__(
+        self, exit_layer: int | None = None, length: int = 3, width: int = 1, nodes: int | None = None
+    ) -> None:
+        self.exit_layer, self.shape = exit_layer, Shape(length, width, nodes)
+        self.model: CachedModel | None = None
+        self._vocabulary = 0
+
+    def begin(self, target: Verifier, seq: Sequences) -> None:
+        """Take a view of the target's first layers."""
+        layers = target.model.network.depth // 2 if self.exit_layer is None else self.exit_layer
+        self.model = target.model.early_exit(layers)
+        self._vocabulary = target.vocab_size
+
+    def draft(self, context: Context, noise: Noise) -> Draft:
+        """A chain or a tree for every row."""
+        if self.model is None:
+            raise RuntimeError("draft comes after begin")
+        return self.shape.draft(self.model, context, noise, self._vocabulary)

@@ -1,0 +1,141 @@
+"""One call from prompts to text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specdec.acceptance import Ratio
+from specdec.guard import Guarded
+from specdec.loop import serial
+from specdec.metrics import Metrics
+from specdec.noise import Noise, Still
+from specdec.prompts import Prompt, encode
+from specdec.protocols import AcceptanceRule, Drafter, Verifier
+from specdec.sampling import Sampling
+from specdec.sequences import Sequences
+from specdec.trace import Timed, Trace
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was generated.
+
+    Attributes:
+        tokens: int64 [B, longest], new tokens of every row, end token included, padded with the pad id
+            (0 where the model has none).
+        lengths: int64 [B], new tokens of every row.
+        text: the new text, without special tokens: a string for one prompt, else a list; None without a
+            tokenizer.
+        metrics: what it took.
+        trace: spans and rounds behind the metrics.
+        lossless: whether the acceptance rule keeps the target's law.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    text: str | list[str] | None
+    metrics: Metrics
+    trace: Trace
+    lossless: bool
+
+    def row(self, index: int = 0) -> list[int]:
+        """New tokens of one row, without padding."""
+        return self.tokens[index, : int(self.lengths[index])].tolist()
+
+
+@torch.inference_mode()
+def generate(
+    verifier: Verifier,
+    drafter: Drafter,
+    prompts: Prompt | Sequence[Prompt],
+    max_new_tokens: int = 128,
+    sampling: Sampling | None = None,
+    acceptance: AcceptanceRule | None = None,
+    seed: int = 0,
+    stop: Sequence[int] | int | None = None,
+    stream: Callable[[int, list[int]], None] | None = None,
+) -> Result:
+    """Decode prompts with a target and a drafter. The default is greedy.
+
+    Args:
+        verifier: runs the target.
+        drafter: proposes tokens.
+        prompts: a text, messages, or token ids; or a list of them, one row each, of any lengths. Text is
+            continued as it stands, messages go through the chat template.
+        max_new_tokens: per row.
+        sampling: the law to decode under.
+        acceptance: the rule, ``Ratio()`` if None.
+        seed: of the noise. Equal seeds give equal tokens, on any device and in any schedule.
+        stop: token ids that end a row, besides the model's own end tokens.
+        stream: called as tokens are committed, with the row's index and its new tokens.
+
+    Raises:
+        ValueError: an empty prompt, one that does not fit the model's positions, token ids outside the
+            vocabulary, or a drafter that does not fit the target.
+    """
+    tokenizer = getattr(verifier, "tokenizer", None)
+    rows, single = encode(prompts, tokenizer)
+    check_ids(rows, verifier.vocab_size)
+    ends = (*getattr(verifier, "end_tokens", ()), *([stop] if isinstance(stop, int) else stop or ()))
+    seq = Sequences.start(rows, max_new_tokens, ends, sampling, verifier.device)
+    accept = acceptance or Ratio()
+    trace = Trace(listener=None if stream is None else Streamer(stream))
+    guarded = Guarded(drafter, trace)
+    guarded.begin(verifier, seq)
+    verifier.begin(seq, guarded.wants)
+    with trace.running({"target": module(verifier), "drafter.model": module(drafter)}):
+        seq = serial(seq, Timed(guarded, trace), verifier, accept, noise_for(seq, seed, accept), trace)
+    return result(seq, trace, accept.lossless, tokenizer, single)
+
+
+def noise_for(seq: Sequences, seed: int, accept: AcceptanceRule) -> Noise:
+    """The noise of a generation; none when greedy."""
+    if seq.sampling.greedy:
+        return Still()
+    rows_B = torch.arange(len(seq.lengths), device=seq.lengths.device)
+    return Noise(seed, rows_B, seq.tokens.shape[1] + 1, accept.coupled)
+
+
+def result(seq: Sequences, trace: Trace, lossless: bool, tokenizer: object, single: bool) -> Result:
+    """What the user gets of the finished rows."""
+    counts_B = seq.lengths - seq.prompts
+    index_J = torch.arange(int(counts_B.max()), device=counts_B.device)
+    where_BJ = (seq.prompts[:, None] + index_J).clamp(max=seq.tokens.shape[1] - 1)
+    pad_id = getattr(tokenizer, "pad_token_id", None) or 0
+    tokens_BJ = torch.where(index_J < counts_B[:, None], seq.tokens.gather(1, where_BJ), pad_id)
+    answer = Result(tokens_BJ, counts_B, None, Metrics.of(trace), trace, lossless)
+    if tokenizer is None:
+        return answer
+    texts = [tokenizer.decode(answer.row(b), skip_special_tokens=True) for b in range(len(tokens_BJ))]  # type: ignore[attr-defined]
+    return Result(tokens_BJ, counts_B, texts[0] if single else texts, answer.metrics, trace, lossless)
+
+
+def check_ids(rows: Sequence[Sequence[int]], vocabulary: int) -> None:
+    """Raises ValueError for token ids that the target does not have."""
+    for index, row in enumerate(rows):
+        wrong = [token for token in row if not 0 <= token < vocabulary]
+        if wrong:
+            raise ValueError(f"prompt {index} has token id {wrong[0]}, the target's ids are 0 to {vocabulary - 1}")
+
+
+def module(part: object) -> torch.nn.Module | None:
+    """The module whose forward is one step of a part's model, None where it has none."""
+    network = getattr(getattr(part, "model", None), "network", None)
+    return getattr(network, "module", None)
+
+
+@dataclass(frozen=True)
+class Streamer:
+    """Hands newly committed tokens to a callback, row by row."""
+
+    callback: Callable[[int, list[int]], None]
+
+    def __call__(self, before: Sequences, after: Sequences) -> None:
+        start, end = before.lengths.tolist(), after.lengths.tolist()
+        for row, (first, last) in enumerate(zip(start, end, strict=True)):
+            if last > first:
+                self.callback(row, after.tokens[row, first:last].tolist())

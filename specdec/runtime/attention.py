@@ -1,0 +1,105 @@
+"""Attention of a few new tokens over a cache, under an explicit mask.
+
+B rows, W new tokens, S slots that are read, H key-value heads, G query heads per key-value head, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from specdec.runtime.cache import KVCache
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where the tokens of one forward are written, and what each of them may see.
+
+    Attributes:
+        cache: the cache.
+        slots: int64 [B, W], slot each token is written to.
+        start: the first slot, if every row writes to consecutive slots from there, else None.
+        span: S.
+        allowed: bool [B, W, S]; None where every token sees all that is read.
+        triangle: whether ``allowed`` is the plain triangle of a prefill, W = S.
+        positions: int64 [B, W], position of each token.
+        slot_positions: int64 [B, S], position of the token in each slot.
+    """
+
+    cache: KVCache
+    slots: Tensor
+    start: int | None
+    span: int
+    allowed: Tensor | None
+    triangle: bool
+    positions: Tensor
+    slot_positions: Tensor
+    _masks: dict[tuple[bool, int], Tensor | None] = field(default_factory=dict)
+
+    def mask(self, sliding: int | None, groups: int) -> Tensor | None:
+        """bool [B, 1, G * W, S], None where there is nothing to hide. Made once per forward and kind of layer."""
+        key = (self.slides(sliding), groups)
+        if key not in self._masks:
+            self._masks[key] = self._mask(sliding, groups)
+        return self._masks[key]
+
+    def slides(self, sliding: int | None) -> bool:
+        """Whether a sliding window of this size hides anything."""
+        return sliding is not None and self.span > sliding
+
+    def _mask(self, sliding: int | None, groups: int) -> Tensor | None:
+        allowed_BWS = self.allowed
+        if sliding is not None and self.slides(sliding):
+            near_BWS = self.positions[..., None] - self.slot_positions[:, None] < sliding
+            allowed_BWS = near_BWS if allowed_BWS is None else allowed_BWS & near_BWS
+        return None if allowed_BWS is None else allowed_BWS[:, None].repeat(1, 1, groups, 1)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    window: Window | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """An attention function for ``transformers.AttentionInterface`` that reads and writes our cache.
+
+    Args:
+        query: [B, H * G, W, E].
+        key, value: [B, H, W, E], of the new tokens only.
+        window: the forward's slots and mask, sent through the model's keyword arguments.
+
+    Returns:
+        [B, W, H * G, E].
+
+    Raises:
+        ValueError: the layer does not hand the window on, or asks for something that is not done here.
+    """
+    if window is None:
+        raise ValueError(f"{type(module).__name__} does not hand keyword arguments on to its attention function")
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
+    if unknown:
+        raise ValueError(f"{type(module).__name__} wants {', '.join(unknown)} in its attention: not supported")
+    layer: Any = module.layer_idx
+    window.cache.write(layer, key, value, window.slots, window.start)
+    rows, heads, width, size = query.shape
+    groups = heads // key.shape[1]
+    if window.triangle and not window.slides(sliding_window):
+        attended = scaled_dot_product_attention(
+            query, key, value, is_causal=width > 1, scale=scaling, enable_gqa=groups > 1
+        )
+        return attended.transpose(1, 2).contiguous(), None
+    keys, values = window.cache.read(layer, window.span)
+    # Query heads that share a key-value head are laid end to end, so that no key is ever repeated.
+    packed = query.reshape(rows, key.shape[1], groups * width, size)
+    attended = scaled_dot_product_attention(
+        packed, keys, values, attn_mask=window.mask(sliding_window, groups), scale=scaling
+    )
+    return attended.reshape(rows, heads, width, -1).transpose(1, 2).contiguous(), None

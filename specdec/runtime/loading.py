@@ -1,0 +1,84 @@
+"""Loading a model from whatever names it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from specdec.runtime.checkpoints import SHORT_NAMES, resolve
+from specdec.runtime.huggingface import Network, end_tokens, read_model, read_tokenizer
+from specdec.runtime.model import CachedModel
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, with the tokenizer and the end tokens that belong to it."""
+
+    model: CachedModel
+    tokenizer: Any | None
+    end_tokens: tuple[int, ...]
+
+
+def load(
+    source: str | Path | nn.Module | CachedModel,
+    tokenizer: Any | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+) -> Loaded:
+    """A model with a cache.
+
+    Args:
+        source: a Hugging Face id, a directory, a GGUF file, a short name (``smollm2-135m-instruct``), a
+            Hugging Face model in memory (taken as it is: type and device are its own), or a ``CachedModel``.
+        tokenizer: replaces the one found beside the weights; a model in memory has none otherwise.
+        dtype: "auto" is bfloat16 on a GPU and on a CPU that computes in it, else float32.
+        device: "auto" is the first GPU, else the CPU.
+
+    Raises:
+        FileNotFoundError, OSError: there is no such model.
+        ValueError: it is damaged, or of an unsupported architecture.
+    """
+    if isinstance(source, nn.Module):
+        module: Any = source
+        return Loaded(CachedModel(Network(module)), tokenizer, end_tokens(module))
+    if not isinstance(source, str | Path):  # made by the caller, tests' stand-ins included
+        return Loaded(source, tokenizer, ())
+    device = pick_device(device)
+    path = resolve(source)
+    try:
+        module = read_model(path, pick_dtype(dtype, device), device)
+        tokenizer = tokenizer or read_tokenizer(path)
+    except OSError as error:
+        raise OSError(
+            f"cannot load {str(source)!r}: it is no directory, no .gguf file and none of the short names "
+            f"({', '.join(SHORT_NAMES)}), and as a Hugging Face id it gave: {error}"
+        ) from error
+    return Loaded(CachedModel(Network(module)), tokenizer, end_tokens(module))
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """The first GPU for "auto", else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """bfloat16 for "auto" where the device computes in it, else float32.
+
+    Raises:
+        ValueError: a name that is not a floating-point type.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        quick = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if quick else torch.float32
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype {dtype!r} is not known: try auto, bfloat16, float16 or float32")
+    return found

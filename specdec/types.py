@@ -1,0 +1,144 @@
+"""The small frozen values that travel between drafter, verifier and acceptance rule.
+
+Shape suffixes: B sequences (rows), N draft nodes, M = N + 1 (the last committed token, then the nodes),
+D depth slots of a path, R siblings under one parent, V target vocabulary, S token slots, K tapped tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from specdec import tree
+from specdec.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A token tree proposed for every row.
+
+    Attributes:
+        tokens: int64 [B, N], drafted target ids.
+        parents: int64 [B, N], index of the parent node; ``tree.ROOT`` (-1) hangs off the last committed
+            token, ``tree.PAD`` (-2) marks a slot without a node. A parent stands before its children.
+        base: int64 [B], committed length the draft was made for, by which a stale reply is recognised.
+        laws: float [B, N, V], the law each token was really drawn from, given its earlier siblings.
+            ``None`` is the point mass on the token: always lossless, whatever the drafter did.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    base: Tensor
+    laws: Tensor | None = None
+
+    @classmethod
+    def empty(cls, base_B: Tensor) -> Draft:
+        """A draft without nodes: verifying it is plain decoding (and, in round zero, prefill)."""
+        none_BN = base_B.new_empty((base_B.shape[0], 0))
+        return cls(none_BN, none_BN, base_B)
+
+    @classmethod
+    def chain(cls, tokens_BN: Tensor, base_B: Tensor, counts_B: Tensor, laws_BNV: Tensor | None = None) -> Draft:
+        """A chain of the first ``counts_B`` tokens of each row."""
+        index_N = torch.arange(tokens_BN.shape[1], device=tokens_BN.device)
+        parents_BN = torch.where(index_N < counts_B[:, None], index_N - 1, tree.PAD)
+        return cls(tokens_BN, parents_BN, base_B, laws_BNV)
+
+    @property
+    def size(self) -> int:
+        """N, nodes per row, padding included."""
+        return self.tokens.shape[1]
+
+    @cached_property
+    def ancestors(self) -> Tensor:
+        """bool [B, N, N]: node m is node n or one of its ancestors."""
+        return tree.ancestors(self.parents)
+
+    @cached_property
+    def depths(self) -> Tensor:
+        """int64 [B, N]: 1 for a child of the last committed token, 0 for padding."""
+        return self.ancestors.sum(-1) * (self.parents != tree.PAD)
+
+    @cached_property
+    def children(self) -> Tensor:
+        """int64 [B, M, R]: the children of the last committed token (row 0) and of each node, -1 where none."""
+        return tree.children(self.parents)
+
+    @cached_property
+    def is_chain(self) -> bool:
+        """Whether every row is a chain, so that accepted nodes already lie in order."""
+        index_N = torch.arange(self.size, device=self.parents.device)
+        return bool(((self.parents == index_N - 1) | (self.parents == tree.PAD)).all())
+
+    @property
+    def positions(self) -> Tensor:
+        """int64 [B, M]: position of the token that each row of the target law decides."""
+        root_B1 = torch.zeros_like(self.base[:, None])
+        return self.base[:, None] + torch.cat([root_B1, self.depths], 1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an acceptance rule decided.
+
+    Attributes:
+        path: int64 [B, D], node indices of the accepted path, -1 beyond its end.
+        accepted: int64 [B], accepted nodes.
+        tokens: int64 [B], the correction (or bonus) token that follows the path.
+    """
+
+    path: Tensor
+    accepted: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A reading point in the target's forward: the hidden state after ``layer`` layers, before the final norm.
+
+    ``Tap(0)`` is the embedding and ``Tap(L)`` the output of the last layer. Hugging Face's ``hidden_states``
+    tuple agrees for every index but its last entry, which is taken after the final norm.
+    """
+
+    layer: int
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What the target computed along the newly committed tokens. Advice may be dropped without harm.
+
+    Attributes:
+        states: per tap, float [B, K, hidden].
+        positions: int64 [B, K], position of the token each state belongs to, -1 for padding.
+    """
+
+    states: Mapping[Tap, Tensor]
+    positions: Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a drafter sees: committed tokens (or a hypothesis of them), and how much may still be committed.
+
+    Attributes:
+        tokens: int64 [B, S], right-padded.
+        lengths: int64 [B].
+        room: int64 [B], tokens that may still be committed; 0 for a finished row. A draft deeper than
+            ``room - 1`` is wasted, since every round commits one token of the target's own.
+        sampling: the law the target decodes under.
+        advice: tapped states, if the drafter wants any.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    room: Tensor
+    sampling: Sampling
+    advice: Advice | None = None
+
+    def row(self, index: int) -> list[int]:
+        """Committed tokens of one row, as Python integers."""
+        return self.tokens[index, : int(self.lengths[index])].tolist()

@@ -1,0 +1,5 @@
+"""Ways to run the target, one per file."""
+
+from verifiers.full import FullVerifier
+
+__all__ = ["FullVerifier"]

@@ -1,0 +1,109 @@
+"""The whole target on one device, every node of a draft in one forward.
+
+B rows, N draft nodes, M = N + 1 (the last committed token, then the nodes), V vocabulary, K tapped tokens,
+P tokens that were fed before the nodes, D depth slots of an accepted path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specdec.runtime import CachedModel, load
+from specdec.runtime.model import Scores
+from specdec.sampling import seen_along, seen_tokens
+from specdec.sequences import Sequences
+from specdec.types import Advice, Draft, Tap, Verdict
+
+
+class FullVerifier:
+    """Scores a draft tree with one forward of the target.
+
+    Args:
+        model: a Hugging Face id, a directory, a GGUF file, a short name such as ``smollm2-135m-instruct``,
+            or a Hugging Face model in memory.
+        tokenizer: for a model in memory, if text is to go in or out.
+        dtype, device: see ``specdec.runtime.load``.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: it is damaged, or of an unsupported architecture.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module | CachedModel,
+        tokenizer: Any | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
+    ) -> None:
+        loaded = load(model, tokenizer, dtype, device)
+        self.model, self.tokenizer, self.end_tokens = loaded.model, loaded.tokenizer, loaded.end_tokens
+        self._taps: tuple[Tap, ...] = ()
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, **options: Any) -> FullVerifier:
+        """The same as the constructor, by the name that Hugging Face uses."""
+        return cls(model, **options)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, width of the target's logits."""
+        return self.model.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return self.model.device
+
+    def begin(self, seq: Sequences, wants: tuple[Tap, ...] = ()) -> None:
+        """Forget the last generation. Raises ValueError where the rows outgrow the model's positions."""
+        self._taps = wants
+        self.model.begin(*seq.tokens.shape)
+
+    def score(self, seq: Sequences, draft: Draft) -> FullEvidence:
+        """One forward over what the cache lacks of the rows, and the draft."""
+        scores = self.model.advance(seq.tokens, seq.lengths, (draft.tokens, draft.parents), self._taps)
+        return FullEvidence(seq, draft, scores)
+
+    def commit(self, seq: Sequences, draft: Draft, verdict: Verdict) -> Sequences:
+        """Append the accepted path and the token after it, and keep the path's keys and values."""
+        after = seq.append(draft, verdict)
+        self.model.keep(verdict.path, verdict.accepted, after.tokens, after.lengths)
+        return after
+
+
+@dataclass(frozen=True)
+class FullEvidence:
+    """What one forward of the target found out."""
+
+    seq: Sequences
+    draft: Draft
+    scores: Scores
+
+    def laws(self) -> Tensor:
+        """float [B, M, V], the law each next token is decoded under."""
+        sampling, logits_BMV = self.seq.sampling, self.scores.logits
+        if not sampling.penalises:
+            return sampling.law(logits_BMV)
+        seen_BV = seen_tokens(self.seq.tokens, self.seq.lengths, logits_BMV.shape[-1])
+        return sampling.law(logits_BMV, seen_along(seen_BV, self.draft.tokens, self.draft.ancestors))
+
+    def along(self, verdict: Verdict) -> Advice | None:
+        """Tapped states of the tokens fed before the nodes, and of the accepted path."""
+        if self.scores.positions is None:
+            return None
+        position_BW, path_BD = self.scores.positions, verdict.path
+        fed = position_BW.shape[1] - self.draft.size
+        fed_BP = torch.arange(fed, device=path_BD.device).expand(len(path_BD), -1)
+        which_BK = torch.cat([fed_BP, fed + path_BD.clamp(min=0)], 1)
+        real_BK = torch.cat([torch.ones_like(fed_BP, dtype=torch.bool), path_BD >= 0], 1)
+        states = {
+            tap: state.gather(1, which_BK[..., None].expand(-1, -1, state.shape[-1]))
+            for tap, state in self.scores.states.items()
+        }
+        return Advice(states, torch.where(real_BK, position_BW.gather(1, which_BK), -1))
