@@ -56,15 +56,13 @@ class Sampling:
             logits: [..., V].
             seen: bool [..., V], tokens that occur before; needed with a repetition penalty.
         """
-        if self.greedy and not self.penalises:
-            return _point(logits, torch.promote_types(logits.dtype, torch.float32))
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.penalises:
             if seen is None:
                 raise ValueError("a repetition penalty needs to know which tokens occurred: pass seen")
             punished = torch.where(scores < 0, scores * self.repetition_penalty, scores / self.repetition_penalty)
             scores = torch.where(seen, punished, scores)
-        return _point(scores, scores.dtype) if self.greedy else self._warped(scores)
+        return _point(scores) if self.greedy else self._warped(scores)
 
     def _warped(self, scores: Tensor) -> Tensor:
         scores = scores / self.temperature
@@ -97,9 +95,8 @@ def seen_along(seen_BV: Tensor, tokens_BN: Tensor, ancestors_BNN: Tensor) -> Ten
     return torch.cat([seen_BV[:, None], seen_BV[:, None] | drafted_BNV[..., :-1]], 1)
 
 
-def _point(scores: Tensor, dtype: torch.dtype) -> Tensor:
-    law = torch.zeros(scores.shape, dtype=dtype, device=scores.device)
-    return law.scatter_(-1, scores.argmax(-1, keepdim=True), 1)
+def _point(scores: Tensor) -> Tensor:
+    return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1)
 
 
 def _nucleus(scores: Tensor, top_p: float) -> Tensor:

@@ -31,9 +31,11 @@ def ranks(parents_BN: Tensor) -> Tensor:
 def children(parents_BN: Tensor) -> Tensor:
     """int64 [B, M, R]: the r-th child of the root (row 0) and of node n (row n + 1), -1 where there is none."""
     rows, size = parents_BN.shape
+    if size == 0:
+        return parents_BN.new_empty((rows, 1, 0))
     real_BN = parents_BN != PAD
     rank_BN = torch.where(real_BN, ranks(parents_BN), 0)
-    fanout = int(rank_BN.max()) + 1 if size else 0
+    fanout = int(rank_BN.max()) + 1
     table_BX = parents_BN.new_full((rows, (size + 1) * fanout + 1), -1)
     place_BN = torch.where(real_BN, (parents_BN + 1) * fanout + rank_BN, (size + 1) * fanout)
     index_N = torch.arange(size, device=parents_BN.device)

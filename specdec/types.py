@@ -74,11 +74,10 @@ class Draft:
         index_N = torch.arange(self.size, device=self.parents.device)
         return bool(((self.parents == index_N - 1) | (self.parents == tree.PAD)).all())
 
-    @property
+    @cached_property
     def positions(self) -> Tensor:
         """int64 [B, M]: position of the token that each row of the target law decides."""
-        root_B1 = torch.zeros_like(self.base[:, None])
-        return self.base[:, None] + torch.cat([root_B1, self.depths], 1)
+        return self.base[:, None] + torch.nn.functional.pad(self.depths, (1, 0))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Runs, benchmarks and studies. The only package that knows Hydra."""
