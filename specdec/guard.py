@@ -62,7 +62,8 @@ class Guarded:
                 self._fault(message)
             sound_B = sound_B & holds_B
         if not bool(sound_B.all()):
-            draft = replace(draft, parents=torch.where(sound_B[:, None], draft.parents, tree.PAD))
+            parents_BN = torch.where(sound_B[:, None], draft.parents, tree.PAD)
+            draft = replace(draft, parents=parents_BN, base=context.lengths)
         return self._withdraw(cut_to_room(draft, context))
 
     def _withdraw(self, draft: Draft) -> Draft:

@@ -42,7 +42,8 @@ class Block:
         rest_BD = z_BM + 1 - weight_BM[:, 1:]
         keep_BD = torch.where(rest_BD > 0, z_BM / rest_BD, 1)
         keep_BD = torch.where(depth_D + 1 == length_B[:, None], weight_BM[:, 1:], keep_BD)
-        kept_BD = noise.accepts(keep_BD, draft.base[:, None] + depth_D) & (depth_D < length_B[:, None])
+        keep_BD = torch.where(depth_D < length_B[:, None], keep_BD, 0)
+        kept_BD = noise.accepts(keep_BD, draft.base[:, None] + depth_D)
         accepted_B = torch.where(kept_BD, depth_D + 1, 0).amax(1) if draft.size else length_B
         last_B1V = torch.cat([excess_BDV, p_BMV[:, -1:]], 1).gather(1, row(accepted_B, p_BMV))
         whole_B1V = p_BMV.gather(1, row(accepted_B, p_BMV))

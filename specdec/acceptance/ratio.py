@@ -34,7 +34,7 @@ class Ratio:
         for rank in range(fanout):
             child_BM = draft.children[..., rank]
             chance_BM = at(left_BMV, token(draft, child_BM)) / proposed(draft, child_BM)
-            accepts_BM = noise.accepts(chance_BM, draft.positions, rank) & (child_BM >= 0)
+            accepts_BM = noise.accepts(torch.where(child_BM >= 0, chance_BM, 0), draft.positions, rank)
             next_BM = torch.where(accepts_BM & (next_BM < 0), child_BM, next_BM)
             if rank + 1 < fanout:
                 left_BMV = residual(draft, left_BMV, child_BM)
