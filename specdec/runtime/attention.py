@@ -27,6 +27,7 @@ class Window:
         triangle: whether ``allowed`` is the plain triangle of a prefill, W = S.
         positions: int64 [B, W], position of each token.
         slot_positions: int64 [B, S], position of the token in each slot.
+        written: layers that have written so far.
     """
 
     cache: KVCache
@@ -37,11 +38,12 @@ class Window:
     triangle: bool
     positions: Tensor
     slot_positions: Tensor
-    _masks: dict[tuple[bool, int], Tensor | None] = field(default_factory=dict)
+    written: set[int] = field(default_factory=set)
+    _masks: dict[tuple[int | None, int], Tensor | None] = field(default_factory=dict)
 
     def mask(self, sliding: int | None, groups: int) -> Tensor | None:
         """bool [B, 1, G * W, S], None where there is nothing to hide. Made once per forward and kind of layer."""
-        key = (self.slides(sliding), groups)
+        key = (sliding if self.slides(sliding) else None, groups)
         if key not in self._masks:
             self._masks[key] = self._mask(sliding, groups)
         return self._masks[key]
@@ -84,10 +86,13 @@ def attend(
     """
     if window is None:
         raise ValueError(f"{type(module).__name__} does not hand keyword arguments on to its attention function")
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
-    if unknown:
-        raise ValueError(f"{type(module).__name__} wants {', '.join(unknown)} in its attention: not supported")
     layer: Any = module.layer_idx
+    wants = unsupported(module, query, attention_mask, window, others)
+    if wants:
+        name = f"{type(module).__name__} wants {', '.join(wants)} in its attention"
+        raise ValueError(f"{name}: not supported, choose another model")
+    window.written.add(layer)
+    sliding_window = sliding(module, layer, sliding_window, window.span)
     window.cache.write(layer, key, value, window.slots, window.start)
     rows, heads, width, size = query.shape
     groups = heads // key.shape[1]
@@ -103,3 +108,37 @@ def attend(
         packed, keys, values, attn_mask=window.mask(sliding_window, groups), scale=scaling
     )
     return attended.reshape(rows, heads, width, -1).transpose(1, 2).contiguous(), None
+
+
+def unsupported(
+    module: nn.Module, query: Tensor, attention_mask: Tensor | None, window: Window, others: dict[str, Any]
+) -> list[str]:
+    """What a layer asks of its attention and would not get, which would make its output wrong."""
+    asks = {
+        "a mask of its own": attention_mask is not None,  # transformers makes none for us
+        "to see later tokens": not getattr(module, "is_causal", True),
+        "to skip tokens": query.shape[2] != window.slots.shape[1],
+        "two goes in one layer": module.layer_idx in window.written,
+    }
+    names = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
+    return names + [name for name, asked in asks.items() if asked]
+
+
+def sliding(module: nn.Module, layer: int, handed: int | None, span: int) -> int | None:
+    """The sliding window of a layer; some do not hand it on, and rely on the mask that transformers makes.
+
+    Raises:
+        ValueError: the model may slide, but nothing says which layers do.
+    """
+    config = getattr(module, "config", None)
+    kinds, size = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    if handed is not None or not size:
+        return handed
+    if kinds:
+        return int(size) if kinds[layer] == "sliding_attention" else None
+    if span > size:
+        raise ValueError(
+            f"{type(module).__name__} does not hand its sliding window on: keep rows within {size} tokens, "
+            "or choose another model"
+        )
+    return None

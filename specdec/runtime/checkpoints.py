@@ -67,10 +67,15 @@ def resolve(name: str | Path) -> str | Path:
         return converted(path)
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise FileNotFoundError(f"{path} holds no config.json: it is not a model directory")
+            raise FileNotFoundError(
+                f"{path} holds no config.json, so it is no model directory: name the one that does"
+            )
         return path
     if path.suffix.lower() == ".gguf" or path.is_absolute() or str(name).startswith((".", "~")):
-        raise FileNotFoundError(f"there is no model at {path}")
+        raise FileNotFoundError(
+            f"there is no model at {path}: name a directory, a .gguf file, a Hugging Face id or "
+            f"{', '.join(SHORT_NAMES)}"
+        )
     return str(name)
 
 
@@ -116,7 +121,7 @@ def _convert(file: Path, digest: str, directory: Path) -> None:
             model = read_model(file.parent, torch.float32, "cpu", gguf_file=file.name)
             tokenizer = read_tokenizer(file.parent, gguf_file=file.name)
         except Exception as error:  # readers of a damaged file raise whatever they stumble over
-            raise ValueError(f"{file} cannot be read as a GGUF model: {error}") from error
+            raise ValueError(f"{file} cannot be read as a GGUF model, download it again: {error}") from error
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
         (target / "source.json").write_text(json.dumps({"file": file.name, "sha256": digest}))

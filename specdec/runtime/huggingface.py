@@ -7,18 +7,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from specdec.runtime.attention import Window, attend
+from specdec.runtime.support import refuse_unsupported
 from specdec.types import Tap
 
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
 ATTENTION = "specdec"
 AttentionInterface.register(ATTENTION, attend)
 
@@ -52,6 +63,10 @@ class Network:
     @property
     def max_positions(self) -> int | None:
         """Positions the model was made for, None where it does not say."""
+        scaling = getattr(self.config, "rope_parameters", None) or {}
+        if scaling.get("rope_type") == "longrope":
+            # Beyond these the keys of earlier tokens would have to be computed anew.
+            return int(scaling["original_max_position_embeddings"])
         return getattr(self.config, "max_position_embeddings", None)
 
     @property
@@ -73,6 +88,9 @@ class Network:
         self, tokens_BW: Tensor, positions_BW: Tensor, window: Window, keep: int, taps: tuple[Tap, ...] = ()
     ) -> tuple[Tensor, dict[Tap, Tensor]]:
         """Logits [B, M, V] of the last ``keep`` tokens, and tapped states [B, W, hidden]."""
+        if self.max_positions is not None:
+            # Only what can never be committed lies beyond, but a table of positions has no entry for it.
+            positions_BW = positions_BW.clamp(max=self.max_positions - 1)
         with self._our_attention(), self._tapping(taps) as states:
             answer = self.module(
                 input_ids=tokens_BW,
@@ -82,6 +100,14 @@ class Network:
                 window=window,
             )
         return answer.logits, states
+
+    def replay(self, tokens_BW: Tensor) -> Tensor:
+        """Logits [B, V] after the last token, of one forward as Hugging Face runs it, nothing of ours."""
+        return self.module(input_ids=tokens_BW, use_cache=False, logits_to_keep=1).logits[:, -1]
+
+    def upcast(self, dtype: torch.dtype) -> Network:
+        """A copy of the model, its weights included, that computes in another type."""
+        return Network(copy.deepcopy(self.module).to(dtype))
 
     def early_exit(self, layers: int) -> Network:
         """The first ``layers`` layers with the model's own norm and head: a view that shares every weight.
@@ -115,12 +141,10 @@ class Network:
     @contextmanager
     def _tapping(self, taps: tuple[Tap, ...]) -> Iterator[dict[Tap, Tensor]]:
         states: dict[Tap, Tensor] = {}
-        handles = [self._hook(tap, states) for tap in taps]
-        try:
+        with ExitStack() as stack:
+            for tap in taps:
+                stack.callback(self._hook(tap, states).remove)
             yield states
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _hook(self, tap: Tap, states: dict[Tap, Tensor]) -> Any:
         if not 0 <= tap.layer <= self.depth:
@@ -153,49 +177,61 @@ def _view(network: Network, module: Any, layers: int) -> Network:
     return view
 
 
-def layer_list(module: nn.Module, depth: int) -> tuple[str, nn.ModuleList]:
+def layer_list(module: PreTrainedModel, depth: int) -> tuple[str, nn.ModuleList]:
     """Name and list of the decoder layers.
 
     Raises:
         ValueError: no module list has as many entries as the model has layers.
     """
+    decoder = set(module.get_decoder().modules())  # a vision tower may have as many layers
     for name, child in module.named_modules():
-        if isinstance(child, nn.ModuleList) and len(child) == depth:
+        if child in decoder and isinstance(child, nn.ModuleList) and len(child) == depth:
             return name, child
     raise ValueError(f"{type(module).__name__} has no list of {depth} decoder layers")
-
-
-def refuse_unsupported(module: PreTrainedModel) -> None:
-    """Raises ValueError, with the reason, for a model that cannot be a target or a draft model."""
-    name, config = type(module).__name__, module.config.get_text_config()
-    if getattr(module.config, "is_encoder_decoder", False):
-        raise ValueError(f"{name} is an encoder-decoder: a decoder-only model is needed")
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if getattr(module, "_is_stateful", False) or kinds:
-        raise ValueError(
-            f"{name} has recurrent or other state ({', '.join(sorted(kinds)) or 'no key-value cache'}) that cannot "
-            "be rolled back by length when draft tokens are rejected"
-        )
-    if not getattr(module, "_supports_attention_backend", False) or not hasattr(config, "num_hidden_layers"):
-        raise ValueError(f"{name} does not use transformers' attention interface, through which the cache works")
 
 
 def read_model(
     path: str | Path, dtype: torch.dtype, device: torch.device | str, gguf_file: str | None = None
 ) -> PreTrainedModel:
-    """A model from a Hugging Face id or a directory; of a GGUF file, its weights dequantised."""
-    options: dict[str, Any] = {"dtype": dtype}
-    if gguf_file is not None:
+    """A model from a Hugging Face id or a directory; of a GGUF file, its weights dequantised.
+
+    Raises:
+        ValueError: not a language model, or its weights are damaged or incomplete.
+    """
+    options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
+    if gguf_file is None:
+        options["config"] = read_config(path)
+    else:
         options["gguf_file"] = gguf_file
         if hasattr(transformers, "GgufConfig"):  # older releases always dequantise
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    return AutoModelForCausalLM.from_pretrained(path, **options).to(device)
+    try:
+        answer: Any = AutoModelForCausalLM.from_pretrained(path, **options)
+    except SafetensorError as error:
+        raise ValueError(f"{path} has damaged weights ({error}): download or copy them again") from error
+    module, info = answer
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise ValueError(f"{path} lacks weights ({missing[0]} first): download or copy it again")
+    return module.to(device)
+
+
+def read_config(path: str | Path) -> PreTrainedConfig:
+    """The configuration of a causal language model. Raises ValueError for a model of another kind."""
+    config = AutoConfig.from_pretrained(path)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = config.model_type
+        raise ValueError(f"{path} ({kind}) is no causal language model: a decoder-only model is needed")
+    return config
 
 
 def read_tokenizer(path: str | Path, gguf_file: str | None = None) -> Any:
-    """The tokenizer that belongs to a model."""
-    options = {} if gguf_file is None else {"gguf_file": gguf_file}
-    return AutoTokenizer.from_pretrained(path, **options)
+    """The tokenizer that belongs to a model, None if a directory holds none."""
+    if gguf_file is not None:
+        return AutoTokenizer.from_pretrained(path, gguf_file=gguf_file)
+    if isinstance(path, Path) and not any(any(path.glob(name)) for name in TOKENIZER_FILES):
+        return None
+    return AutoTokenizer.from_pretrained(path)
 
 
 def end_tokens(module: PreTrainedModel) -> tuple[int, ...]:
@@ -205,5 +241,3 @@ def end_tokens(module: PreTrainedModel) -> tuple[int, ...]:
         if ids is not None:
             return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
     return ()
-
-

@@ -34,7 +34,8 @@ def load(
     Args:
         source: a Hugging Face id, a directory, a GGUF file, a short name (``smollm2-135m-instruct``), a
             Hugging Face model in memory (taken as it is: type and device are its own), or a ``CachedModel``.
-        tokenizer: replaces the one found beside the weights; a model in memory has none otherwise.
+        tokenizer: replaces the one found beside the weights, if there is one; a model in memory has none
+            otherwise.
         dtype: "auto" is bfloat16 on a GPU and on a CPU that computes in it, else float32.
         device: "auto" is the first GPU, else the CPU.
 
@@ -53,32 +54,44 @@ def load(
         module = read_model(path, pick_dtype(dtype, device), device)
         tokenizer = tokenizer or read_tokenizer(path)
     except OSError as error:
-        raise OSError(
-            f"cannot load {str(source)!r}: it is no directory, no .gguf file and none of the short names "
-            f"({', '.join(SHORT_NAMES)}), and as a Hugging Face id it gave: {error}"
-        ) from error
+        raise OSError(f"cannot load {str(source)!r}: {reason(path, error)}") from error
     return Loaded(CachedModel(Network(module)), tokenizer, end_tokens(module))
 
 
+def reason(path: str | Path, error: OSError) -> str:
+    """Why a model could not be read: what was not found in its directory, or what its name does not mean."""
+    if isinstance(path, Path):
+        return f"its directory is incomplete or damaged, download or copy it again: {error}"
+    return (
+        f"it is no directory, no .gguf file and none of the short names ({', '.join(SHORT_NAMES)}), "
+        f"and as a Hugging Face id it gave: {error}"
+    )
+
+
 def pick_device(device: str | torch.device) -> torch.device:
-    """The first GPU for "auto", else the CPU."""
+    """The first GPU for "auto", else the CPU.
+
+    Raises:
+        ValueError: a GPU where there is none.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r}: PyTorch sees no GPU here, pass device='cpu' or 'auto'")
+    return device
 
 
 def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """bfloat16 for "auto" where the device computes in it, else float32.
 
     Raises:
-        ValueError: a name that is not a floating-point type.
+        ValueError: it is not a floating-point type.
     """
-    if isinstance(dtype, torch.dtype):
-        return dtype
     if dtype == "auto":
         quick = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if quick else torch.float32
-    found = getattr(torch, dtype, None)
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype {dtype!r} is not known: try auto, bfloat16, float16 or float32")
+        raise ValueError(f"dtype {dtype!r} is no floating-point type: try auto, bfloat16, float16 or float32")
     return found

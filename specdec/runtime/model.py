@@ -31,9 +31,9 @@ class Memory:
         return cls(KVCache(rows, slots), nothing_BS, nothing_BS.sum(1))
 
     def common(self, tokens_BS: Tensor, lengths_B: Tensor) -> Tensor:
-        """int64 [B]: how much of the given rows is held, short of their last token."""
+        """int64 [B]: how much of the given rows is held."""
         width = min(tokens_BS.shape[1], self.tokens.shape[1])
-        limit_B = torch.minimum(self.lengths, lengths_B - 1)
+        limit_B = torch.minimum(self.lengths, lengths_B)
         same_BS = self.tokens[:, :width] == tokens_BS[:, :width]
         same_BS &= torch.arange(width, device=tokens_BS.device) < limit_B[:, None]
         return same_BS.cumprod(1).sum(1)
@@ -114,7 +114,10 @@ class CachedModel:
         """Run over the first ``lengths_B`` (1 or more) of each row, and a draft tree (tokens, parents) [B, N]."""
         nodes_BN, parents_BN = nodes or (tokens_BS[:, :0], tokens_BS[:, :0])
         self._hanging = Hanging(lengths_B, nodes_BN, parents_BN)
-        what = feed(tokens_BS, self.memory.common(tokens_BS, lengths_B), self._hanging)
+        # What the forward overwrites is no longer held, whatever becomes of the forward.
+        self.memory.lengths = self.memory.common(tokens_BS, lengths_B)
+        # The last committed token is always fed: its logits are wanted.
+        what = feed(tokens_BS, torch.minimum(self.memory.lengths, lengths_B - 1), self._hanging)
         scores = self._forward(what, nodes_BN.shape[1] + 1, taps)
         if self._owns:
             self.memory.tokens, self.memory.lengths = tokens_BS, lengths_B
@@ -146,6 +149,11 @@ class CachedModel:
         self.memory.cache.grow(what.span)
         window = what.window(self.memory.cache)
         logits, states = self.network(what.tokens, what.positions, window, keep, taps)
+        if len(window.written) != self.network.depth:
+            raise ValueError(
+                f"{type(self.network.module).__name__} has layers that do not use transformers' attention "
+                "interface, through which the cache works: choose another model"
+            )
         return Scores(logits, states, torch.where(what.slots >= 0, what.positions, -1) if taps else None)
 
 

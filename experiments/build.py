@@ -1,0 +1,105 @@
+"""From a configuration to a job."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from drafters import NullDrafter
+from experiments.arms import BASELINES, PLAIN, Arm, Decoding, EngineArm
+from experiments.job import Job
+from verifiers import FullVerifier
+
+log = logging.getLogger(__name__)
+
+
+def build(config: DictConfig, drafter: str | None) -> Job:
+    """Load the target, the drafters and the prompts.
+
+    Args:
+        config: see conf/config.yaml.
+        drafter: the chosen option of the group ``drafter``, which names a single arm.
+
+    Raises:
+        ValueError: a value is missing or does not fit.
+        OSError: there is no such model or file.
+        hydra.errors.InstantiationException: what a part raised when it was made.
+    """
+    # Before the target, which takes longest to load.
+    prompts = tuple(instantiate(config.data, _convert_="all"))
+    decoding = decoding_of(config)
+    verifier: FullVerifier = instantiate(config.verifier, _convert_="all")
+    if any(prompt.chat for prompt in prompts) and not getattr(verifier.tokenizer, "chat_template", None):
+        log.warning("the target has no chat template: prompts go in as text to continue")
+    return Job(verifier, arms(config, drafter, verifier), prompts, decoding, config.seed)
+
+
+def check(config: DictConfig) -> None:
+    """Raises ValueError for values that are left to the user, and for numbers that are none."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} must be set: pass {missing[0]}=<value>")
+    for key, least in (("max_new_tokens", 1), ("warmup", 0), ("seed", 0)):
+        value = config[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{key} must be a whole number of at least {least}, not {value!r}")
+
+
+def decoding_of(config: DictConfig) -> Decoding:
+    """How to decode. Raises ValueError for what is no number of tokens, or no token ids."""
+    stop = [] if config.stop is None else [config.stop] if isinstance(config.stop, int) else config.stop
+    if isinstance(stop, str) or not all(isinstance(token, int) for token in stop):
+        raise ValueError(f"stop must be a token id or a list of them, not {config.stop!r}")
+    return Decoding(
+        max_new_tokens=config.max_new_tokens,
+        sampling=instantiate(config.sampling),
+        acceptance=instantiate(config.acceptance),
+        stop=tuple(stop),
+    )
+
+
+def arms(config: DictConfig, drafter: str | None, verifier: FullVerifier) -> tuple[Arm, ...]:
+    """Plain decoding, the baselines, the drafters. Raises ValueError for an unknown or a repeated name."""
+    made: list[Arm] = [EngineArm(PLAIN, verifier, NullDrafter())]
+    for name in config.baselines or ():
+        if name not in BASELINES:
+            raise ValueError(f"baselines must be among {', '.join(BASELINES)}, not {name!r}")
+        made.append(BASELINES[name](name, verifier))
+    for name, part in drafters(config.get("drafter"), drafter).items():
+        made.append(EngineArm(name, verifier, instantiate(part, _convert_="all")))
+    twice = [name for name, count in Counter(arm.name for arm in made).items() if count > 1]
+    if twice:
+        raise ValueError(f"two arms are called {twice[0]!r}")
+    return tuple(made)
+
+
+def drafters(node: Mapping[str, Any] | None, choice: str | None) -> dict[str, Any]:
+    """The configuration of every drafter, by the arm's name; the plain arm is there without asking.
+
+    Args:
+        node: one drafter, or a mapping of them. A name set to null is left out.
+        choice: what a single drafter is called.
+
+    Raises:
+        ValueError: something else.
+    """
+    if not node:
+        return {}
+    if not isinstance(node, Mapping | DictConfig):
+        raise ValueError(f"drafter must be one of the group's options or a mapping, not {node!r}")
+    if has_target(node):
+        return {} if choice == PLAIN else {str(choice): node}
+    wrong = [name for name, part in node.items() if part is not None and not has_target(part)]
+    if wrong:
+        raise ValueError(f"drafter.{wrong[0]} has no _target_, so it is no drafter")
+    return {name: part for name, part in node.items() if part is not None}
+
+
+def has_target(node: Any) -> bool:
+    """Whether a configuration names something to make."""
+    return isinstance(node, Mapping | DictConfig) and "_target_" in node

@@ -1,0 +1,102 @@
+"""What a result depends on besides the configuration."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import specdec
+from verifiers import FullVerifier
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def provenance(overrides: Sequence[str], verifier: FullVerifier) -> dict[str, Any]:
+    """Command, code, versions and machine, ready for JSON."""
+    return {
+        "command": command(overrides),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": revision(PROJECT),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "specdec": specdec.__version__,
+            "cuda": torch.version.cuda,
+        },
+        "platform": platform.platform(),
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": load_average(),
+        "device": device_name(verifier.device),
+        "dtype": dtype_name(verifier),
+    }
+
+
+def command(overrides: Sequence[str]) -> str:
+    """What to type to run the same again."""
+    return shlex.join(["specdec", *overrides])
+
+
+def revision(directory: Path) -> dict[str, Any] | None:
+    """Git revision of a directory and whether files differ from it; None where it is not a repository's root.
+
+    An installed package may lie in someone else's repository, whose revision would say nothing.
+    """
+    root = _git(directory, "rev-parse", "--show-toplevel")
+    if root is None or Path(root).resolve() != directory.resolve():
+        return None
+    changed = _git(directory, "status", "--porcelain")
+    return {"revision": _git(directory, "rev-parse", "HEAD"), "dirty": bool(changed)}
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(directory), *arguments], capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def load_average() -> float | None:
+    """Processes that wanted to run during the last minute, None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def busy() -> bool:
+    """Whether others keep more than half of the cores at work, so that timings mean little."""
+    return (load_average() or 0) > (os.cpu_count() or 1) / 2
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's name, or the processor's and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_model()}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+
+
+def dtype_name(verifier: FullVerifier) -> str:
+    """Type of the target's weights, such as bfloat16."""
+    return str(verifier.model.network.dtype).removeprefix("torch.")

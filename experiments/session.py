@@ -1,0 +1,163 @@
+"""One run, from its configuration to its report."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from experiments import mismatches
+from experiments.build import build, check
+from experiments.folder import Folder, resolved
+from experiments.job import Job, failed, finished, prompt_ids, run, warm_up
+from experiments.journal import Entry, Journal
+from experiments.plot import save_plot
+from experiments.provenance import busy, command, device_name, dtype_name, provenance
+from experiments.report import Report, statement
+from experiments.summary import DEFINITIONS, summarise
+from specdec.triage import Triage
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+PIPED_WIDTH = 120
+
+
+def run_session(
+    config: DictConfig, drafter: str | None, overrides: Sequence[str], path: Path, console: Console
+) -> int:
+    """Build, decode, report.
+
+    Args:
+        config: see conf/config.yaml.
+        drafter: the chosen option of the group ``drafter``.
+        overrides: of the command line.
+        path: the results folder; one that holds results of the same configuration goes on.
+        console: for progress; the report goes to standard output.
+
+    Returns:
+        the exit status: 0; 1 if no prompt was finished or tokens differ as only a bug explains; 130 after
+        Ctrl-C, which keeps what is done.
+
+    Raises:
+        ValueError, OSError, hydra.errors.InstantiationException: the configuration is wrong.
+    """
+    check(config)
+    folder = Folder(path)
+    folder.open(config)
+    logger, journal = instantiate(config.logger), Journal(folder.results)
+    job = build(config, drafter)
+    folder.write_provenance(provenance(overrides, job.verifier))
+    if busy():
+        log.warning("other programs keep this machine busy: timings will be noisy")
+    title = headline(config.target, job)
+    say(console, f"{title} · {len(job.prompts)} prompts, {len(job.arms)} arms")
+    interrupted = decode(job, journal, config.warmup, console)
+    report = report_on(job, journal, title)
+    folder.write_summary(as_json(report))
+    if report.summaries:
+        save_plot(folder.plot, title, report.summaries)
+        logger.log(resolved(config), report.summaries, path)
+    report.show(Console(width=None if sys.stdout.isatty() else PIPED_WIDTH))
+    say(console, f"results in {path}")
+    if interrupted:
+        say(console, f"interrupted; to go on: {command([*overrides, f'hydra.run.dir={path}'])}")
+        return INTERRUPTED
+    return report.status
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line as it stands."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def headline(target: str, job: Job) -> str:
+    """What runs where, in one line."""
+    return statement(target, dtype_name(job.verifier), device_name(job.verifier.device), job.decoding)
+
+
+def decode(job: Job, journal: Journal, warmup: int, console: Console) -> bool:
+    """Run all that is not done yet; whether Ctrl-C ended it."""
+    keys = [(prompt.id, turn, arm.name) for prompt in job.prompts for turn, arm in job.steps(prompt)]
+    if all(key in journal for key in keys):
+        return False
+    try:
+        warm_up(job, warmup)
+        with bar(console, len(keys)) as progress:
+            run(job, journal, progress)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+@contextmanager
+def bar(console: Console, size: int) -> Iterator[Any]:
+    """A progress bar with the time left; yields what moves it on by a number of replies."""
+    columns = (
+        TextColumn("decoding"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    # Arms and prompts differ a lot: only a long memory gives a steady estimate.
+    with Progress(*columns, console=console, speed_estimate_period=600) as progress:
+        task = progress.add_task("decoding", total=size)
+        yield lambda count: progress.advance(task, count)
+
+
+def report_on(job: Job, journal: Journal, title: str) -> Report:
+    """Aggregate what is finished, and find out why tokens differ."""
+    repeats = {arm.name: arm.repeats_plain(job.decoding) for arm in job.arms}
+    entries = list(finished(job, journal))
+    pairs = mismatches.find(entries, [name for name, same in repeats.items() if same])
+    prompts = {prompt.id: prompt for prompt in job.prompts}
+
+    def prompt_of(entry: Entry) -> list[int]:
+        return prompt_ids(job, prompts[entry.id], entry.turn, journal)
+
+    return Report(
+        title=title,
+        decoding=job.decoding,
+        summaries=summarise(entries, repeats) if entries else (),
+        prompts=(len({entry.id for entry in entries}), len(job.prompts)),
+        mismatches=mismatches.explain(pairs, prompt_of, triage_of(job)),
+        failed=failed(job, journal),
+    )
+
+
+def triage_of(job: Job) -> mismatches.Triager | None:
+    """Triage compares raw logits: it can judge greedy decoding under a lossless rule, without penalties."""
+    sampling = job.decoding.sampling
+    judges = sampling.greedy and not sampling.penalises and job.decoding.acceptance.lossless
+    return Triage(job.verifier.model) if judges else None
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The content of summary.json."""
+    done, wanted = report.prompts
+    return {
+        "title": report.title,
+        "lossless": report.decoding.acceptance.lossless,
+        "prompts": {"finished": done, "all": wanted, "failed": report.failed},
+        "arms": {summary.arm: summary.as_dict() for summary in report.summaries},
+        "mismatches": [asdict(mismatch) for mismatch in report.mismatches],
+        "definitions": DEFINITIONS,
+    }

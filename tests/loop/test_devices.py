@@ -1,0 +1,46 @@
+"""What must not change with the device. Without a GPU there is nothing to compare."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import specdec
+from drafters import EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter
+from specdec import Coupled, Ratio, Sampling
+from specdec.noise import Lane, Noise
+from verifiers import FullVerifier
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+ROWS = [[1, 2, 3, 1, 2], [9], [4] * 11]
+
+
+def test_noise_is_the_same_integers():
+    place = torch.arange(300).expand(3, -1)
+    for lane in Lane:
+        words = [
+            Noise(2**40 + 5, torch.arange(3, device=device), 300).words(place.to(device), lane, 6).cpu()
+            for device in ("cpu", "cuda")
+        ]
+        assert torch.equal(*words)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("rule", [Ratio(), Coupled()], ids=lambda rule: type(rule).__name__)
+def test_tokens_do_not_depend_on_the_device(tiny_llama, sampling, rule):
+    # In float64, so that no rounding difference reaches a decision.
+    tokens = []
+    for device in ("cpu", "cuda"):
+        target = copy.deepcopy(tiny_llama).double().to(device)
+        verifier = FullVerifier(target)
+        for drafter in (NullDrafter(), NgramDrafter(), ModelDrafter(target, length=3), EarlyExitDrafter(width=2)):
+            result = specdec.generate(
+                verifier, drafter, ROWS, max_new_tokens=40, sampling=sampling, acceptance=rule, seed=4
+            )
+            assert not result.metrics.faults
+            tokens.append(result.tokens.cpu())
+    half = len(tokens) // 2
+    for here, there in zip(tokens[:half], tokens[half:], strict=True):
+        assert torch.equal(here, there)
