@@ -63,7 +63,10 @@ def top_k_tree(
             score_BW, best_BW = score_BX.topk(min(width, score_BX.shape[1]), -1)
             above_BW = best_BW // token_BWK.shape[-1]
             logits_BWV = model.grow(tokens[-1].gather(1, best_BW), fed_BW.gather(1, above_BW))
-            node_BW, fed_BW = size + best_BW, fed + torch.arange(best_BW.shape[1]).to(best_BW).expand_as(best_BW)
+            node_BW, fed_BW = (
+                size + best_BW,
+                fed + torch.arange(best_BW.shape[1]).to(best_BW).expand_as(best_BW),
+            )
             fed += best_BW.shape[1]
         size += score_BX.shape[1]
     tokens_BN, parents_BN, scores_BN = torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(scores, 1)

@@ -17,9 +17,7 @@ _Path = str | PathLike[str]
 _DEMO = Path(__file__).parent / "prompts" / "demo.jsonl"
 _FIELDS = ("turns", "prompt", "text", "question")
 _SPLITS = ("train", "test")
-_MT_BENCH = frozenset(
-    ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
-)
+_MT_BENCH = frozenset(("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"))
 
 
 def demo(limit: int | None = None) -> list[Prompt]:

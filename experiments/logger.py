@@ -58,12 +58,14 @@ class WandbLogger:
 
     def log(self, config: Mapping[str, Any], summaries: Sequence[ArmSummary], folder: Path) -> None:
         """Log a run, with the configuration as it was resolved."""
+        settings = self._wandb.Settings(console="off", silent=True)
+        self._wandb.setup(settings)  # what it says before a run exists is for other programs
         run = self._wandb.init(
             project=self.project,
             mode=self.mode,
             dir=str(folder),
             config=dict(config),
-            settings=self._wandb.Settings(console="off", silent=True),
+            settings=settings,
         )
         for summary in summaries:
             run.summary.update({f"{summary.arm}/{name}": value for name, value in figures(summary).items()})

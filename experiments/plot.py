@@ -40,9 +40,7 @@ def save_plot(path: Path, title: str, summaries: Sequence[ArmSummary]) -> None:
     draw_categories(right, summaries, styles)
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
-    marks = [
-        Line2D([], [], color=styles[s.arm][0], marker=styles[s.arm][1], label=s.arm) for s in summaries[1:]
-    ]
+    marks = [Line2D([], [], color=styles[s.arm][0], marker=styles[s.arm][1], label=s.arm) for s in summaries[1:]]
     if marks:
         figure.legend(handles=marks, loc="outside lower center", ncols=min(len(marks), 6), frameon=False)
     figure.savefig(path)

@@ -9,7 +9,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TypeVar
 
-from experiments.records import BadRecord, Record, parse, read_lines
+from experiments.records import BadRecordError, Record, parse, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ def collect(
         try:
             prompt = to_prompt(number, row)
             if prompt.id in prompts:
-                raise BadRecord(f"id {prompt.id!r} is already that of line {prompts[prompt.id][0]}")
-        except BadRecord as fault:  # one bad line should not end a long run
+                raise BadRecordError(f"id {prompt.id!r} is already that of line {prompts[prompt.id][0]}")
+        except BadRecordError as fault:  # one bad line should not end a long run
             log.warning("%s, line %d skipped: %s", source, number, fault)
         else:
             prompts[prompt.id] = number, prompt

@@ -13,7 +13,7 @@ from typing import Any
 Record = dict[str, Any]
 
 
-class BadRecord(ValueError):
+class BadRecordError(ValueError):
     """A record that no prompt can be made of. The message says why."""
 
 
@@ -46,14 +46,14 @@ def parse(line: bytes) -> Record:
     """One line of JSON as a record.
 
     Raises:
-        BadRecord: it is not JSON, or not an object.
+        BadRecordError: it is not JSON, or not an object.
     """
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise BadRecord(f"not JSON ({error})") from error
+        raise BadRecordError(f"not JSON ({error})") from error
     if not isinstance(record, dict):
-        raise BadRecord(f"not a JSON object but {type(record).__name__}")
+        raise BadRecordError(f"not a JSON object but {type(record).__name__}")
     return record
 
 
@@ -78,15 +78,15 @@ def turns_of(record: Record, fields: Sequence[str]) -> tuple[str, ...]:
     """The user's turns: the first of `fields` that is there, a string or a list of strings.
 
     Raises:
-        BadRecord: none is there, or a turn is not a text, or empty.
+        BadRecordError: none is there, or a turn is not a text, or empty.
     """
     field = next((name for name in fields if record.get(name) is not None), None)
     if field is None:
-        raise BadRecord(f"no {' or '.join(fields)}")
+        raise BadRecordError(f"no {' or '.join(fields)}")
     value = record[field]
     turns = value if isinstance(value, list) else [value]
     if not turns:
-        raise BadRecord(f"{field} is empty")
+        raise BadRecordError(f"{field} is empty")
     return tuple(_text(turn, field) for turn in turns)
 
 
@@ -94,15 +94,15 @@ def label_of(record: Record, field: str, default: str | None = None) -> str:
     """An id or a category: a string or a whole number, as a string.
 
     Raises:
-        BadRecord: the field is something else or empty, or it is missing and there is no default.
+        BadRecordError: the field is something else or empty, or it is missing and there is no default.
     """
     value = record.get(field)
     if value is None:
         value = default
     if value is None:
-        raise BadRecord(f"no {field}")
+        raise BadRecordError(f"no {field}")
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise BadRecord(f"{field} is not a string or a number but {type(value).__name__}")
+        raise BadRecordError(f"{field} is not a string or a number but {type(value).__name__}")
     return _text(str(value), field)
 
 
@@ -110,23 +110,23 @@ def flag_of(record: Record, field: str, default: bool) -> bool:
     """A field that is true or false.
 
     Raises:
-        BadRecord: it is something else.
+        BadRecordError: it is something else.
     """
     value = record.get(field)
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise BadRecord(f"{field} is not true or false but {value!r}")
+        raise BadRecordError(f"{field} is not true or false but {value!r}")
     return value
 
 
 def _text(value: object, field: str) -> str:
     if not isinstance(value, str):
-        raise BadRecord(f"{field} is not a text but {type(value).__name__}")
+        raise BadRecordError(f"{field} is not a text but {type(value).__name__}")
     if not value.strip():
-        raise BadRecord(f"{field} is empty")
+        raise BadRecordError(f"{field} is empty")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which no tokenizer takes
-        raise BadRecord(f"{field} is not valid Unicode ({error.reason})") from error
+        raise BadRecordError(f"{field} is not valid Unicode ({error.reason})") from error
     return value

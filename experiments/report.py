@@ -110,7 +110,7 @@ def rule(decoding: Decoding) -> str:
 
 def arms_table(summaries: Sequence[ArmSummary], tight: bool = False) -> Table:
     """One row per arm; ``tight`` fits a terminal of 80 columns."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=tight)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0 if tight else 1))
     table.add_column("arm", overflow="fold", min_width=min(11, max(len(s.arm) for s in summaries)))
     heads = ("tokens\n/s", "speedup\n(95 %)", "tokens\n/round", f"accepted at\ndepth 1–{DEPTHS}, %")
     for head in (*heads, "equal to\nplain", "time, %\nT/D/host"):

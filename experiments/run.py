@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +23,20 @@ INTERRUPTED = 130
 log = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def main(config: DictConfig) -> None:
+def main() -> None:
     """Run the job that the command line describes, and leave with its exit status.
 
     0: finished. 1: a wrong value, no prompt finished, or tokens that only a bug explains. 130: Ctrl-C.
     """
+    try:
+        configured()
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def configured(config: DictConfig) -> None:
+    """The job under its configuration; raises SystemExit where its exit status is not 0."""
     console = Console(stderr=True)
     with warnings_on(console):
         status = guarded(config, console)
@@ -45,7 +54,8 @@ def guarded(config: DictConfig, console: Console) -> int:
 
         return run_session(config, hydra_config.runtime.choices.get("drafter"), overrides, folder, console)
     except KeyboardInterrupt:
-        console.print("interrupted before the first reply")
+        again = shlex.join(["specdec", *overrides, f"hydra.run.dir={folder}"])
+        console.print(f"interrupted; to go on: {escape(again)}", highlight=False, soft_wrap=True)
         return INTERRUPTED
     except (InstantiationException, OmegaConfBaseException, OSError, ValueError) as error:
         log.debug("", exc_info=error)

@@ -28,14 +28,13 @@ from experiments.folder import Folder, resolved
 from experiments.job import Job, failed, finished, prompt_ids, run, warm_up
 from experiments.journal import Entry, Journal
 from experiments.plot import save_plot
-from experiments.provenance import busy, command, device_name, dtype_name, provenance
+from experiments.provenance import busy, device_name, dtype_name, provenance
 from experiments.report import Report, statement
 from experiments.summary import DEFINITIONS, summarise
 from specdec.triage import Triage
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED = 130
 PIPED_WIDTH = 120
 
 
@@ -52,10 +51,10 @@ def run_session(
         console: for progress; the report goes to standard output.
 
     Returns:
-        the exit status: 0; 1 if no prompt was finished or tokens differ as only a bug explains; 130 after
-        Ctrl-C, which keeps what is done.
+        the exit status: 0; 1 if no prompt was finished or tokens differ as only a bug explains.
 
     Raises:
+        KeyboardInterrupt: after Ctrl-C, once what is finished was reported.
         ValueError, OSError, hydra.errors.InstantiationException: the configuration is wrong.
     """
     check(config)
@@ -64,10 +63,8 @@ def run_session(
     logger, journal = instantiate(config.logger), Journal(folder.results)
     job = build(config, drafter)
     folder.write_provenance(provenance(overrides, job.verifier))
-    if busy():
-        log.warning("other programs keep this machine busy: timings will be noisy")
     title = headline(config.target, job)
-    say(console, f"{title} · {len(job.prompts)} prompts, {len(job.arms)} arms")
+    say(console, f"{title} · prompts: {len(job.prompts)} · arms: {len(job.arms)}")
     interrupted = decode(job, journal, config.warmup, console)
     report = report_on(job, journal, title)
     folder.write_summary(as_json(report))
@@ -77,8 +74,7 @@ def run_session(
     report.show(Console(width=None if sys.stdout.isatty() else PIPED_WIDTH))
     say(console, f"results in {path}")
     if interrupted:
-        say(console, f"interrupted; to go on: {command([*overrides, f'hydra.run.dir={path}'])}")
-        return INTERRUPTED
+        raise KeyboardInterrupt
     return report.status
 
 
@@ -97,6 +93,8 @@ def decode(job: Job, journal: Journal, warmup: int, console: Console) -> bool:
     keys = [(prompt.id, turn, arm.name) for prompt in job.prompts for turn, arm in job.steps(prompt)]
     if all(key in journal for key in keys):
         return False
+    if busy():
+        log.warning("other programs keep this machine busy: timings will be noisy")
     try:
         warm_up(job, warmup)
         with bar(console, len(keys)) as progress:

@@ -1,4 +1,4 @@
-"""What happened: spans of time on lanes, and one record per round. Metrics are computed from it, never by the loop."""
+"""What happened: spans of time on lanes, and a record per round. Metrics come from it, never from the loop."""
 
 from __future__ import annotations
 

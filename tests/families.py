@@ -66,9 +66,7 @@ def mixtral(**changes: Any) -> PreTrainedModel:
 
 
 def qwen3_moe(**changes: Any) -> PreTrainedModel:
-    return tiny(
-        "Qwen3Moe", **{**EXPERTS, "num_experts": 4, "head_dim": 8, "decoder_sparse_step": 1, **changes}
-    )
+    return tiny("Qwen3Moe", **{**EXPERTS, "num_experts": 4, "head_dim": 8, "decoder_sparse_step": 1, **changes})
 
 
 def opt(**changes: Any) -> PreTrainedModel:
@@ -80,9 +78,7 @@ FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {
     "llama": llama,
     "qwen2": lambda **changes: tiny("Qwen2", **changes),
     "qwen3": lambda **changes: tiny("Qwen3", **{"head_dim": 8, **changes}),
-    "mistral-sliding": lambda **changes: tiny(
-        "Mistral", **{"sliding_window": WINDOW, "head_dim": 8, **changes}
-    ),
+    "mistral-sliding": lambda **changes: tiny("Mistral", **{"sliding_window": WINDOW, "head_dim": 8, **changes}),
     "gemma3-hybrid": gemma3,
     "phi3": lambda **changes: tiny("Phi3", **changes),
     "gpt-neox": lambda **changes: tiny("GPTNeoX", **changes),

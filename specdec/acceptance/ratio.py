@@ -40,7 +40,10 @@ class Ratio:
                 left_BMV = residual(draft, left_BMV, child_BM)
         path_BD, accepted_B, end_B = tree.deepest(draft.ancestors, draft.depths, chosen(draft, next_BM))
         end_BM = row(end_B, law_BMV)
-        last_B1V, refused_B1R = law_BMV.gather(1, end_BM), draft.children.gather(1, row(end_B, draft.children))
+        last_B1V, refused_B1R = (
+            law_BMV.gather(1, end_BM),
+            draft.children.gather(1, row(end_B, draft.children)),
+        )
         for rank in range(fanout):  # every child of the path's end was rejected
             last_B1V = residual(draft, last_B1V, refused_B1R[..., rank])
         tokens_B1 = noise.draw(last_B1V, draft.positions.gather(1, end_B[:, None]))

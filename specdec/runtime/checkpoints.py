@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,5 +124,8 @@ def _convert(file: Path, digest: str, directory: Path) -> None:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
         (target / "source.json").write_text(json.dumps({"file": file.name, "sha256": digest}))
-        shutil.rmtree(directory, ignore_errors=True)
-        target.rename(directory)
+        try:
+            target.rename(directory)
+        except OSError:
+            if not (directory / "source.json").exists():
+                raise  # else another process was faster, with the same content

@@ -35,7 +35,10 @@ class Hanging:
 
     def more(self, tokens_BW: Tensor, parents_BW: Tensor) -> Hanging:
         """The tree with nodes added."""
-        tokens_BN, parents_BN = torch.cat([self.tokens, tokens_BW], 1), torch.cat([self.parents, parents_BW], 1)
+        tokens_BN, parents_BN = (
+            torch.cat([self.tokens, tokens_BW], 1),
+            torch.cat([self.parents, parents_BW], 1),
+        )
         return Hanging(self.lengths, tokens_BN, parents_BN)
 
 
@@ -67,7 +70,14 @@ class Feed:
         """The attention's side of it."""
         slots_BW = torch.where(self.slots >= 0, self.slots, cache.trash)
         return Window(
-            cache, slots_BW, self.start, self.span, self.allowed, self.triangle, self.positions, self.slot_positions
+            cache,
+            slots_BW,
+            self.start,
+            self.span,
+            self.allowed,
+            self.triangle,
+            self.positions,
+            self.slot_positions,
         )
 
 
@@ -120,5 +130,3 @@ def _slot_positions(lengths_B: Tensor, node_positions_BN: Tensor, span: int) -> 
         return slot_BS
     where_BN = lengths_B[:, None] + slot_BS[:, : node_positions_BN.shape[1]]
     return slot_BS.scatter(1, where_BN, node_positions_BN)
-
-

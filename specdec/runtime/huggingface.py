@@ -77,7 +77,7 @@ class Network:
     @property
     def device(self) -> torch.device:
         """Where token ids go in."""
-        return self.module.get_input_embeddings().weight.device  # type: ignore[union-attr,return-value]
+        return self.module.get_input_embeddings().weight.device
 
     @property
     def dtype(self) -> torch.dtype:

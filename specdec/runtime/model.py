@@ -98,7 +98,11 @@ class CachedModel:
         if self._owns:
             fresh = Memory.empty(rows, slots, self.device)
             # In place: the early exits of this model look at the same memory.
-            self.memory.cache, self.memory.tokens, self.memory.lengths = fresh.cache, fresh.tokens, fresh.lengths
+            self.memory.cache, self.memory.tokens, self.memory.lengths = (
+                fresh.cache,
+                fresh.tokens,
+                fresh.lengths,
+            )
 
     def early_exit(self, layers: int) -> CachedModel:
         """The first ``layers`` layers with this model's own norm and head, on this model's cache."""
@@ -152,8 +156,6 @@ class CachedModel:
         if len(window.written) != self.network.depth:
             raise ValueError(
                 f"{type(self.network.module).__name__} has layers that do not use transformers' attention "
-                "interface, through which the cache works: choose another model"
+                "interface, which the cache needs: choose another model"
             )
         return Scores(logits, states, torch.where(what.slots >= 0, what.positions, -1) if taps else None)
-
-

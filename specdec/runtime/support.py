@@ -24,11 +24,11 @@ def why_not(module: Any) -> str | None:
     kinds = sorted(set(getattr(config, "layer_types", None) or ()) - ATTENTION_KINDS)
     if getattr(module, "_is_stateful", False) or kinds:
         return (
-            f"has recurrent or other state ({', '.join(kinds) or 'no key-value cache'}) that cannot be rolled back "
-            "by length when draft tokens are rejected: choose a model with attention in every layer"
+            f"has recurrent or other state ({', '.join(kinds) or 'no key-value cache'}) that cannot be "
+            "rolled back by length when draft tokens are rejected: choose a model with attention in every layer"
         )
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "caps its attention logits, which is not supported: choose another model"
     if not getattr(module, "_supports_attention_backend", False) or not hasattr(config, "num_hidden_layers"):
-        return "does not use transformers' attention interface, through which the cache works: choose another model"
+        return "does not use transformers' attention interface, which the cache needs: choose another model"
     return None

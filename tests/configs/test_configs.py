@@ -102,9 +102,7 @@ def test_names_every_argument_and_its_default(group: str, option: str) -> None:
         for key, value in given.items():
             default = parameters[key].default
             chosen = option.endswith("_tree") or str(value).startswith("${") or group == "logger"
-            assert value == default or default is inspect.Parameter.empty or chosen, (
-                f"{key}: {value} != {default}"
-            )
+            assert value == default or default is inspect.Parameter.empty or chosen, f"{key}: {value} != {default}"
 
 
 def test_every_drafter_and_rule_has_a_file() -> None:

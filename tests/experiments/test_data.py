@@ -193,9 +193,7 @@ class TestSpecBench:
         with pytest.raises(ValueError, match=r"data/spec_bench/question\.jsonl.*hemingkexia.*data\.path="):
             data.spec_bench()
 
-    def test_needs_question_id_category_and_turns(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_needs_question_id_category_and_turns(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         good = questions()[0]
         lacking = [{k: v for k, v in good.items() if k != field} for field in good]
         prompts = data.spec_bench(write(tmp_path / "q.jsonl", *lacking, good))
@@ -265,18 +263,14 @@ class TestJsonl:
 
     def test_all_fields(self, tmp_path: Path) -> None:
         row = {"id": 7, "category": "chat", "turns": ["one", "two"], "chat": False, "else": [1]}
-        assert data.jsonl(write(tmp_path / "own.jsonl", row)) == [
-            data.Prompt("7", "chat", ("one", "two"), False)
-        ]
+        assert data.jsonl(write(tmp_path / "own.jsonl", row)) == [data.Prompt("7", "chat", ("one", "two"), False)]
 
     def test_turns_come_before_prompt_and_null_is_absent(self, tmp_path: Path) -> None:
         rows = [{"prompt": "p", "turns": ["t"]}, {"prompt": "p", "turns": None, "id": None, "chat": None}]
         assert [p.turns for p in data.jsonl(write(tmp_path / "own.jsonl", *rows))] == [("t",), ("p",)]
 
     def test_prompt_field(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        file = write(
-            tmp_path / "own.jsonl", {"body": "b", "prompt": "p"}, {"prompt": "p"}, {"body": ["x", "y"]}
-        )
+        file = write(tmp_path / "own.jsonl", {"body": "b", "prompt": "p"}, {"prompt": "p"}, {"body": ["x", "y"]})
         assert [p.turns for p in data.jsonl(file, prompt_field="body")] == [("b",), ("x", "y")]
         assert warnings(caplog) == [f"{file}, line 2 skipped: no body"]
 
@@ -339,9 +333,7 @@ class TestBadLines:
         assert [p.id for p in data.jsonl(file)] == ["own/2", "own/4"]
         assert not warnings(caplog)
 
-    def test_second_of_two_equal_ids_is_left_out(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_second_of_two_equal_ids_is_left_out(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         rows = [{"id": "1", "text": "a"}, {"id": "x", "text": "b"}, {"id": 1, "text": "c"}]
         file = write(tmp_path / "own.jsonl", *rows)
         assert [p.turns for p in data.jsonl(file)] == [("a",), ("b",)]

@@ -29,6 +29,9 @@ class Wandb(SimpleNamespace):
         self.options = options
         return SimpleNamespace(summary=self.summary, log=self.logged.update, finish=self.finish)
 
+    def setup(self, settings: dict[str, Any]) -> None:
+        assert settings["silent"]
+
     def finish(self) -> None:
         self.finished = True
 

@@ -80,8 +80,7 @@ def test_a_triage_that_fails_costs_no_results() -> None:
         (["tie-flip"], "1 of 84 replies differ from plain decoding's: 1 tie-flip"),
         (
             ["not triaged"],
-            "1 of 84 replies differ from plain decoding's: 1 not triaged; "
-            "dtype=float32 tells rounding from a bug",
+            "1 of 84 replies differ from plain decoding's: 1 not triaged; dtype=float32 tells rounding from a bug",
         ),
         (["tie-flip"] * 3, "3 of 84 replies differ from plain decoding's: 3 tie-flips"),
         (

@@ -36,9 +36,7 @@ PLAIN = ArmSummary(
     categories={"mt_bench": Part(3, 36.0, 1.0), "math_reasoning": Part(3, 37.0, 1.0)},
     faults={},
 )
-POSITIONS = tuple(
-    Depth(i, 40, 40, 20, share) for i, share in enumerate((1.0, 0.5, 0.333, None, 0.9), start=1)
-)
+POSITIONS = tuple(Depth(i, 40, 40, 20, share) for i, share in enumerate((1.0, 0.5, 0.333, None, 0.9), start=1))
 GREEDY = Decoding(64, Sampling(), Ratio())
 
 
@@ -58,9 +56,7 @@ def arm(name: str, speedup: float, low: float, high: float, **changes: Any) -> A
 def shown(*summaries: ArmSummary, width: int = 120, colour: bool = False, **options: Any) -> str:
     settings = {"title": "title", "decoding": GREEDY, "prompts": (21, 21), **options}
     screen = io.StringIO()
-    console = Console(
-        file=screen, width=width, force_terminal=colour, color_system="standard" if colour else None
-    )
+    console = Console(file=screen, width=width, force_terminal=colour, color_system="standard" if colour else None)
     Report(summaries=(PLAIN, *summaries), **settings).show(console)
     return screen.getvalue()
 
@@ -86,9 +82,7 @@ class TestTable:
             (1.01, 1.2, 1.5, ""),
         ],
     )
-    def test_an_arm_that_does_not_help_is_marked(
-        self, low: float, speedup: float, high: float, mark: str
-    ) -> None:
+    def test_an_arm_that_does_not_help_is_marked(self, low: float, speedup: float, high: float, mark: str) -> None:
         text = row(shown(arm("x", speedup, low, high)), "x")
         for words in ("slower than plain", "no clear gain"):
             assert (words in text) == (words == mark)
@@ -165,9 +159,7 @@ class TestLines:
 
 class TestStatement:
     def test_says_what_runs_where_and_what_is_promised(self) -> None:
-        line = statement(
-            "smol", "bfloat16", "a CPU", Decoding(64, Sampling(temperature=0.7, top_k=5), Coupled())
-        )
+        line = statement("smol", "bfloat16", "a CPU", Decoding(64, Sampling(temperature=0.7, top_k=5), Coupled()))
         assert line == "smol · bfloat16 · a CPU · temperature 0.7, top-k 5 · acceptance coupled (lossless)"
 
     def test_laws(self) -> None:

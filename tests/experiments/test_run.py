@@ -14,6 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 from tiny_chat import save_tiny_chat
 
+import experiments.run
 import specdec
 from experiments import session
 from experiments.run import CONF
@@ -105,7 +106,7 @@ class TestDefaultArms:
     def test_says_what_it_does_before_and_what_it_found_after(self, default_run: Any) -> None:
         done = default_run
         head = "float32 · "
-        assert head in done.err and "greedy · acceptance ratio (lossless) · 3 prompts, 5 arms" in done.err
+        assert head in done.err and "greedy · acceptance ratio (lossless) · prompts: 3 · arms: 5" in done.err
         for word in (*ARMS, "talk (2)", "text (1)", "equal to", "accepted at"):
             assert word in done.out
         assert str(done.folder) in done.err
@@ -122,9 +123,7 @@ class TestChoice:
         assert done.status == 0 and list(done.summary["arms"]) == ["plain", "hf_generate"]
 
     def test_some_of_the_default_ones(self, command: Any) -> None:
-        done = command(
-            "~drafter.suffix", "drafter.early_exit=null", "drafter.ngram.length=2", "baselines=null"
-        )
+        done = command("~drafter.suffix", "drafter.early_exit=null", "drafter.ngram.length=2", "baselines=null")
         assert list(done.summary["arms"]) == ["plain", "ngram"]
         assert len(done.summary["arms"]["ngram"]["positions"]) == 2
 
@@ -189,13 +188,23 @@ class TestInterrupt:
         assert done.status == 130 and "0 of 3 prompts finished" in done.said and "Traceback" not in done.said
         assert command().status == 0
 
-    def test_while_the_target_loads(self, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        def load(*_: object) -> None:
+    @pytest.mark.parametrize("step", ["build", "save_plot"])
+    def test_before_and_after_decoding(self, command: Any, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+        def stop(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(session, "build", load)
-        done = command()
-        assert done.status == 130 and "Traceback" not in done.said
+        with monkeypatch.context() as patch:
+            patch.setattr(session, step, stop)
+            done = command("~drafter", "baselines=[]")
+        assert done.status == 130 and "to go on: specdec" in done.err and "Traceback" not in done.said
+        assert command("~drafter", "baselines=[]").status == 0
+
+    def test_before_there_is_a_configuration(self, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        def stop(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(experiments.run, "configured", stop)
+        assert command().status == 130
 
     def test_a_half_written_line_is_done_again(self, command: Any) -> None:
         done = command("baselines=[]")
@@ -244,9 +253,7 @@ class TestTrouble:
         assert [m["arm"] for m in done.summary["mismatches"]] == ["ngram", "ngram"]
         assert {m["finding"]["kind"] for m in done.summary["mismatches"]} == {"bug"}
 
-    def test_triage_sees_the_prompt_and_both_replies(
-        self, command: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_triage_sees_the_prompt_and_both_replies(self, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[tuple[list[int], ...]] = []
 
         class Fake:
@@ -322,6 +329,4 @@ class TestShell:
         done = self.shell(override)
         message = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("import time:"))
         assert done.returncode == 1 and all(words in message for words in told)
-        assert (
-            "Traceback" not in message and len(message.splitlines()) < 20 and "| torch\n" not in done.stderr
-        )
+        assert "Traceback" not in message and len(message.splitlines()) < 20 and "| torch\n" not in done.stderr

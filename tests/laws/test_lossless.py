@@ -14,6 +14,7 @@ from verifiers import FullVerifier
 
 V, PROMPT, NEW = 3, [0, 1, 2, 0, 1], 4
 TARGET, SMALL = TableModel.random(V, 1), TableModel.random(V, 2)
+WARM = Sampling(temperature=1.0)
 LOSSLESS = [Ratio(), Match(), Coupled(), Block()]
 
 
@@ -82,7 +83,7 @@ DRAFTS = {
 }
 
 
-def distance(make_drafter, rule, sampling=Sampling(temperature=1.0), new=NEW):
+def distance(make_drafter, rule, sampling=WARM, new=NEW):
     expected = autoregressive(TARGET, PROMPT, new, sampling)
     got = distribution(make_drafter, FullVerifier(TARGET), rule, PROMPT, new, sampling)
     assert sum(got.values()) == pytest.approx(1, abs=1e-12), "the enumeration is not complete"

@@ -35,7 +35,12 @@ def test_tokens_do_not_depend_on_the_device(tiny_llama, sampling, rule):
     for device in ("cpu", "cuda"):
         target = copy.deepcopy(tiny_llama).double().to(device)
         verifier = FullVerifier(target)
-        for drafter in (NullDrafter(), NgramDrafter(), ModelDrafter(target, length=3), EarlyExitDrafter(width=2)):
+        for drafter in (
+            NullDrafter(),
+            NgramDrafter(),
+            ModelDrafter(target, length=3),
+            EarlyExitDrafter(width=2),
+        ):
             result = specdec.generate(
                 verifier, drafter, ROWS, max_new_tokens=40, sampling=sampling, acceptance=rule, seed=4
             )

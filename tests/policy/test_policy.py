@@ -59,7 +59,9 @@ def test_the_core_neither_prints_nor_reads_the_environment_nor_waits_for_a_devic
     for package in ("specdec", "drafters", "verifiers"):
         for path in files(package):
             names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
-            attributes = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+            attributes = {
+                node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
+            }
             wrong = (names & {"print", "breakpoint"}) | (attributes & {"environ", "getenv", "synchronize"})
             assert not wrong, f"{path.relative_to(ROOT)} uses {wrong}"
 
@@ -67,11 +69,15 @@ def test_the_core_neither_prints_nor_reads_the_environment_nor_waits_for_a_devic
 def test_no_generator_of_random_numbers_but_our_own():
     for package in ("specdec", "drafters", "verifiers"):
         for path in files(package):
-            attributes = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+            attributes = {
+                node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
+            }
             assert not attributes & {"rand", "randn", "randint", "multinomial", "manual_seed", "random"}, path
 
 
-@pytest.mark.parametrize("path", [ROOT / "specdec/loop.py", *files("specdec/acceptance")], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [ROOT / "specdec/loop.py", *files("specdec/acceptance")], ids=lambda path: path.stem
+)
 def test_the_loop_and_every_rule_fit_one_screen(path):
     for node, lines in functions(path):
         assert lines <= SCREEN, f"{node.name} has {lines} lines"

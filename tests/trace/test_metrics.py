@@ -45,7 +45,12 @@ def test_plain_decoding_is_one():
 
 def test_where_the_time_went():
     trace = trace_of((0, 0, 0, 0, 1))
-    trace.spans = [Span("target", 0, 4), Span("drafter", 4, 7), Span("drafter.model", 5, 6.5), Span("target", 7, 9)]
+    trace.spans = [
+        Span("target", 0, 4),
+        Span("drafter", 4, 7),
+        Span("drafter.model", 5, 6.5),
+        Span("target", 7, 9),
+    ]
     metrics = Metrics.of(trace)
     assert (metrics.target_seconds, metrics.drafter_seconds, metrics.drafter_model_seconds) == (6, 3, 1.5)
     assert metrics.host_seconds == pytest.approx(10 - 6 - 1.5)
