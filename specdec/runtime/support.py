@@ -25,7 +25,7 @@ def why_not(module: Any) -> str | None:
     if getattr(module, "_is_stateful", False) or kinds:
         return (
             f"has recurrent or other state ({', '.join(kinds) or 'no key-value cache'}) that cannot be "
-            "rolled back by length when draft tokens are rejected: choose a model with attention in every layer"
+            "rolled back by length when drafts are rejected: choose a model with attention in every layer"
         )
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "caps its attention logits, which is not supported: choose another model"

@@ -11,6 +11,7 @@ from families import (
     ALTERNATING,
     FAMILIES,
     LAYERS,
+    WINDOW,
     gemma3_with_vision,
     perturbed,
     plain_greedy,
@@ -107,6 +108,7 @@ class TestAdvance:
 
     def test_over_rows_of_one_length(self, module: PreTrainedModel) -> None:
         rows = [row[:4] for row in ROWS]
+        assert_scores(cached(module).advance(*batch(rows), nodes()).logits, module, rows, PARENTS)
         model = cached(module)
         assert_scores(model.advance(*batch(rows)).logits, module, rows, NO_TREE)
         assert_scores(model.advance(*batch(rows), nodes()).logits, module, rows, PARENTS)
@@ -136,6 +138,25 @@ class TestAdvance:
         assert torch.equal(first[real_BM], second[real_BM])
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_tree_may_be_deeper_than_the_sliding_window(at_once: bool) -> None:
+    module = FAMILIES["mistral-sliding"]()
+    model, tokens = load(module).model, random_prompt(2 * WINDOW + 8, seed=7)
+    model.begin(1, SLOTS)
+    # Two branches, node by node in turns: their slots run away from their positions.
+    parents = [-1, -1, *range(len(tokens) - 2)]
+    tree_BN = torch.tensor([tokens]), torch.tensor([parents])
+    row_BS, lengths_B = batch(ROWS[:1])
+    if at_once:
+        logits_MV = model.advance(row_BS, lengths_B, tree_BN).logits[0]
+    else:
+        first, grown = model.advance(row_BS, lengths_B).logits, model.grow(*tree_BN)
+        logits_MV = torch.cat([first, grown], 1)[0]
+    for node in (-1, 2, len(tokens) - 2, len(tokens) - 1):
+        plain_V = plain_logits(module, ROWS[0] + path_to(node, parents, tokens))[-1]
+        torch.testing.assert_close(logits_MV[node + 1], plain_V, rtol=1e-4, atol=1e-4)
+
+
 class TestGrow:
     def test_level_by_level_equals_the_whole_tree_at_once(self, module: PreTrainedModel) -> None:
         model = cached(module)
@@ -151,10 +172,11 @@ class TestGrow:
         grown_BWV = model.grow(tokens_BN[:, 4:], parents_BN[:, 4:])
         assert_scores(torch.cat([scores.logits, grown_BWV], 1), llama, ROWS, PARENTS)
 
-    def test_in_a_single_row(self, module: PreTrainedModel) -> None:
+    @pytest.mark.parametrize("parents", [[-1, 0, 1, 2, 3, 4], [-1, -1, 1, 0, 2, 1]], ids=["chain", "tree"])
+    def test_node_by_node_in_a_single_row(self, module: PreTrainedModel, parents: list[int]) -> None:
         model = load(module).model
         model.begin(1, SLOTS)
-        tokens_BN, parents_BN = torch.tensor(NODES[:1]), torch.tensor([[-1, 0, 1, 2, 3, 4]])
+        tokens_BN, parents_BN = torch.tensor(NODES[:1]), torch.tensor([parents])
         tokens_BS, lengths_B = batch(ROWS[:1])
         steps = [model.advance(tokens_BS, lengths_B).logits]
         steps += [model.grow(tokens_BN[:, [n]], parents_BN[:, [n]]) for n in range(6)]
