@@ -94,7 +94,8 @@ def device_name(device: torch.device) -> str:
     """The accelerator's name, or the processor's and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{cpu_model()}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    threads = torch.get_num_threads()
+    return f"{cpu_model()}, {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else str(device)
 
 
 def dtype_name(verifier: FullVerifier) -> str:

@@ -66,7 +66,8 @@ def run_session(
     title = headline(config.target, job)
     say(console, f"{title} · prompts: {len(job.prompts)} · arms: {len(job.arms)}")
     interrupted = decode(job, journal, config.warmup, console)
-    report = report_on(job, journal, title)
+    with console.status("comparing replies"):  # a difference is replayed in higher precision
+        report = report_on(job, journal, title)
     folder.write_summary(as_json(report))
     if report.summaries:
         save_plot(folder.plot, title, report.summaries)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from experiments.provenance import command, provenance, revision
+from experiments.provenance import busy, command, provenance, revision
 
 
 def git(directory: Path, *arguments: str) -> str:
@@ -56,6 +56,13 @@ def test_no_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_can_be_pasted() -> None:
     overrides = ["baselines=[]", "~drafter.suffix", "data.path=/a b/c$d.jsonl"]
     assert shlex.split(command(overrides)) == ["specdec", *overrides]
+
+
+@pytest.mark.parametrize(("load", "told"), [(0.3, False), (1.9, False), (2.1, True)])
+def test_a_busy_machine_is_noticed(monkeypatch: pytest.MonkeyPatch, load: float, told: bool) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0, 0), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert busy() == told
 
 
 def test_versions_and_machine(verifier: Any) -> None:

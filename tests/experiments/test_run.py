@@ -253,6 +253,16 @@ class TestTrouble:
         assert [m["arm"] for m in done.summary["mismatches"]] == ["ngram", "ngram"]
         assert {m["finding"]["kind"] for m in done.summary["mismatches"]} == {"bug"}
 
+    @pytest.mark.parametrize(
+        "law", [("acceptance=coupled", "sampling.temperature=1"), ("sampling.repetition_penalty=1.5",)]
+    )
+    def test_only_what_triage_can_judge_is_triaged(
+        self, command: Any, monkeypatch: pytest.MonkeyPatch, law: tuple[str, ...]
+    ) -> None:
+        monkeypatch.setattr(specdec, "generate", Lying("NgramDrafter"))
+        done = command("baselines=[]", "data.limit=1", *law)
+        assert done.status == 0 and "2 of 6 replies differ from plain decoding's: 2 not triaged" in done.said
+
     def test_triage_sees_the_prompt_and_both_replies(self, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[tuple[list[int], ...]] = []
 
