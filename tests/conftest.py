@@ -7,7 +7,6 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
@@ -34,10 +33,7 @@ def smollm2() -> Loaded:
     return load("smollm2-135m-instruct", dtype="float32", device="cpu")
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny models spend more time on handing work to threads than on the work."""
-    before = torch.get_num_threads()
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Two workers with a thread each: tiny models spend more time on handing work to threads than on the work."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
