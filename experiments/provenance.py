@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import subprocess
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +19,7 @@ import specdec
 from verifiers import FullVerifier
 
 PROJECT = Path(__file__).resolve().parents[1]
+PROCESSORS = Path("/proc/stat")
 
 
 def provenance(overrides: Sequence[str], verifier: FullVerifier) -> dict[str, Any]:
@@ -75,9 +77,24 @@ def load_average() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def busy() -> bool:
-    """Whether others keep more than half of the cores at work, so that timings mean little."""
-    return (load_average() or 0) > (os.cpu_count() or 1) / 2
+def busy(seconds: float = 0.5) -> bool:
+    """Whether others take more than a quarter of the processors' time, so that timings mean little.
+
+    It waits meanwhile. Where the system does not say, the answer is no.
+    """
+    before = processor_time()
+    time.sleep(seconds)
+    idle, whole = (now - then for now, then in zip(processor_time(), before, strict=True))
+    return whole > 0 and idle / whole < 0.75
+
+
+def processor_time() -> tuple[int, int]:
+    """Idle and total time of all processors since the system started, in ticks; zeros where it does not say."""
+    try:
+        ticks = [int(field) for field in PROCESSORS.read_text().split("\n", 1)[0].split()[1:9]]
+    except OSError:
+        return 0, 0
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def cpu_model() -> str:

@@ -21,7 +21,6 @@ from experiments.build import arms, check, decoding_of
 from experiments.run import CONF
 from verifiers import FullVerifier
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 GROUPS = sorted(group.name for group in CONF.iterdir() if group.is_dir() and group.name != "hydra")
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 MADE = [option for option in OPTIONS if option[0] != "experiment"]

@@ -62,6 +62,7 @@ class Command:
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.setattr(sys, "argv", ["specdec", *base, *overrides])
             patch.setenv("COLUMNS", "120")
+            patch.setattr("experiments.session.busy", lambda: False)
             status = run_main()
         return Outcome(status, out.getvalue(), err.getvalue(), self.place / folder)
 

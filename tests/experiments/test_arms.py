@@ -12,7 +12,6 @@ from drafters import NgramDrafter, NullDrafter
 from experiments.arms import Decoding, EngineArm, HuggingFaceArm
 from specdec import Block, Coupled, Match, Ratio, Sampling
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT = [10, 11, 12, 10, 11, 12, 10, 11]
 GREEDY = Decoding(20, Sampling(), Ratio())
 HOT = replace(GREEDY, sampling=Sampling(temperature=1.3, top_k=50, top_p=0.95, min_p=0.01))

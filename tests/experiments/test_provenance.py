@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from experiments import provenance as provenance_module
 from experiments.provenance import busy, command, provenance, revision
 
 
@@ -58,11 +59,25 @@ def test_the_command_can_be_pasted() -> None:
     assert shlex.split(command(overrides)) == ["specdec", *overrides]
 
 
-@pytest.mark.parametrize(("load", "told"), [(0.3, False), (1.9, False), (2.1, True)])
-def test_a_busy_machine_is_noticed(monkeypatch: pytest.MonkeyPatch, load: float, told: bool) -> None:
-    monkeypatch.setattr("os.getloadavg", lambda: (load, 0, 0), raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+@pytest.mark.parametrize(
+    ("work", "idle", "told"), [(0, 100, False), (20, 80, False), (30, 70, True), (100, 0, True), (0, 0, False)]
+)
+def test_a_busy_machine_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, work: int, idle: int, told: bool
+) -> None:
+    def tick(seconds: float) -> None:
+        file.write_text(f"cpu  {500 + work} 7 90 {4000 + idle} 60 0 3 2 0 0\ncpu0 1 1 1 1\n")
+
+    file = tmp_path / "stat"
+    file.write_text("cpu  500 7 90 4000 60 0 3 2 0 0\ncpu0 1 1 1 1\n")
+    monkeypatch.setattr(provenance_module, "PROCESSORS", file)
+    monkeypatch.setattr(provenance_module.time, "sleep", tick)
     assert busy() == told
+
+
+def test_a_system_that_does_not_say_is_not_busy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(provenance_module, "PROCESSORS", tmp_path / "none")
+    assert not busy(0)
 
 
 def test_versions_and_machine(verifier: Any) -> None:

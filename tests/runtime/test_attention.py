@@ -16,8 +16,6 @@ from specdec.runtime.attention import Window, attend
 from specdec.runtime.cache import KVCache
 from verifiers import FullVerifier
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def window(length: int) -> Window:
     """The prefill of one row."""

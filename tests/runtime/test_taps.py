@@ -15,8 +15,6 @@ from specdec.runtime import load
 from specdec.sequences import Sequences
 from verifiers import FullVerifier
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TAPS = tuple(Tap(layer) for layer in range(LAYERS + 1))
 ROWS = [random_prompt(9, seed=1), random_prompt(4, seed=2), random_prompt(14, seed=3)]
 NODES = [random_prompt(5, seed=4), random_prompt(5, seed=5), random_prompt(5, seed=6)]

@@ -16,8 +16,6 @@ from drafters import EarlyExitDrafter, NgramDrafter, NullDrafter
 from specdec.triage import Triage, judge, spacing
 from verifiers import FullVerifier
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PROMPT = [5, 6, 7, 8, 5, 6, 7]
 BF16 = torch.bfloat16
 
