@@ -23,8 +23,8 @@ format: $(VENV)/ready ## Bring the code into style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## Remove the environment and all outputs
-	rm -rf $(VENV) outputs
+clean: ## Remove the environment and what the tools cached; results in outputs/ stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
