@@ -27,7 +27,7 @@ def chain(model: CachedModel, context: Context, noise: Noise, length: int, vocab
     for step in range(length):
         seen_B1V = None if seen_BV is None else seen_BV[:, None]
         law_B1V = sampling.law(fit(logits_B1V, vocabulary), seen_B1V)
-        token_B1 = noise.propose(law_B1V, (context.lengths + step)[:, None])
+        token_B1 = noise.propose(law_B1V, context.lengths[:, None], step)
         tokens.append(token_B1)
         laws.append(law_B1V)
         if seen_BV is not None:

@@ -58,13 +58,12 @@ class Noise:
         self.coupled = coupled
         self._tables: dict[tuple[Lane, int], Tensor] = {}
 
-    def words(self, positions: Tensor, lane: Lane, count: int) -> Tensor:
-        """int64 [B, ..., count]: 32-bit words for each position, [B, ...] (any shape behind the rows)."""
-        block = torch.arange(math.ceil(count / 4), device=positions.device)
+    def words(self, positions: Tensor, lane: Lane, blocks: Tensor) -> Tensor:
+        """int64 [B, ..., 4 * blocks]: 32-bit words for each position, [B, ...]; a block is four words."""
         row = self.rows.reshape(-1, *[1] * positions.dim())
         zero = torch.zeros_like(positions[..., None])
-        words = philox((block, positions[..., None], row + zero, zero + int(lane)), self.key)
-        return torch.stack(torch.broadcast_tensors(*words), -1).flatten(-2)[..., :count]
+        words = philox((blocks, positions[..., None], row + zero, zero + int(lane)), self.key)
+        return torch.stack(torch.broadcast_tensors(*words), -1).flatten(-2)
 
     def uniform(self, positions: Tensor, lane: Lane, index: int = 0) -> Tensor:
         """float64 [B, ...] in (0, 1), for positions of shape [B, ...]."""
@@ -77,19 +76,19 @@ class Noise:
         # All positions at once: a hundred small launches for one number would cost more than the model.
         if (lane, block) not in self._tables:
             span_BS = torch.arange(self.positions, device=self.rows.device).expand(len(self.rows), -1)
-            words = self.words(span_BS, lane, 4 * block + 4)[..., 4 * block :]
+            words = self.words(span_BS, lane, torch.tensor([block], device=self.rows.device))
             self._tables[lane, block] = (words + 0.5) / 2.0**32
         return self._tables[lane, block]
 
     def accepts(self, chance: Tensor, positions: Tensor, index: int = 0) -> Tensor:
-        """bool [B, ...]: true with probability ``chance``; ``index`` counts siblings at one position."""
+        """bool [B, ...]: true with probability ``chance``; ``index`` tells several at one position apart."""
         return self.uniform(positions, Lane.ACCEPT, index) < chance
 
-    def draw(self, laws: Tensor, positions: Tensor, lane: Lane = Lane.TARGET) -> Tensor:
+    def draw(self, laws: Tensor, positions: Tensor, lane: Lane = Lane.TARGET, index: int = 0) -> Tensor:
         """int64 [B, ...]: a token from each law [B, ..., V] (need not be normalised), by inversion."""
         # In float64: the sum over a large vocabulary must not move small probabilities.
         below = laws.double().cumsum(-1)
-        level = self.uniform(positions, lane)[..., None] * below[..., -1:]
+        level = self.uniform(positions, lane, index)[..., None] * below[..., -1:]
         return torch.searchsorted(below, level, right=True)[..., 0]
 
     def race(self, laws: Tensor, positions: Tensor) -> Tensor:
@@ -98,12 +97,27 @@ class Noise:
         Equal in law to Gumbel-max. Two laws that are close choose the same token with high probability,
         since a token's finishing time depends on (seed, row, position, token) alone.
         """
-        chance = (self.words(positions, Lane.RACE, laws.shape[-1]) + 0.5).to(laws.dtype) / 2.0**32
+        blocks = torch.arange(math.ceil(laws.shape[-1] / 4), device=laws.device)
+        words = self.words(positions, Lane.RACE, blocks)[..., : laws.shape[-1]]
+        chance = (words + 0.5).to(laws.dtype) / 2.0**32
         return (laws / -torch.log1p(-chance)).argmax(-1)
 
-    def propose(self, laws: Tensor, positions: Tensor) -> Tensor:
-        """int64 [B, ...]: a drafter's token from each of its laws [B, ..., V]."""
-        return self.race(laws, positions) if self.coupled else self.draw(laws, positions, Lane.DRAFT)
+    def propose(self, laws: Tensor, lengths: Tensor, depth: int, sibling: int = 0) -> Tensor:
+        """int64 [B, ...]: a drafter's token from each of its laws [B, ..., V].
+
+        Its numbers are keyed by the committed length and the depth in the draft, so that every draft has new
+        ones: a rule may have looked at the whole of an earlier draft over the same positions (``Block`` does),
+        and what it decided would then tell something about the next.
+
+        Args:
+            laws: [B, ..., V].
+            lengths: int64 [B, ...], committed tokens.
+            depth: 0 for the first drafted token.
+            sibling: tells draws under the same parent apart.
+        """
+        if self.coupled:
+            return self.race(laws, lengths + depth)
+        return self.draw(laws, lengths, Lane.DRAFT, depth + (sibling << 16))
 
 
 class Still(Noise):
@@ -115,11 +129,11 @@ class Still(Noise):
     def accepts(self, chance: Tensor, positions: Tensor, index: int = 0) -> Tensor:
         return chance > 0.5
 
-    def draw(self, laws: Tensor, positions: Tensor, lane: Lane = Lane.TARGET) -> Tensor:
+    def draw(self, laws: Tensor, positions: Tensor, lane: Lane = Lane.TARGET, index: int = 0) -> Tensor:
         return laws.argmax(-1)
 
     def race(self, laws: Tensor, positions: Tensor) -> Tensor:
         return laws.argmax(-1)
 
-    def propose(self, laws: Tensor, positions: Tensor) -> Tensor:
+    def propose(self, laws: Tensor, lengths: Tensor, depth: int, sibling: int = 0) -> Tensor:
         return laws.argmax(-1)

@@ -43,7 +43,9 @@ class Block:
         keep_BD = torch.where(rest_BD > 0, z_BM / rest_BD, 1)
         keep_BD = torch.where(depth_D + 1 == length_B[:, None], weight_BM[:, 1:], keep_BD)
         keep_BD = torch.where(depth_D < length_B[:, None], keep_BD, 0)
-        kept_BD = noise.accepts(keep_BD, draft.base[:, None] + depth_D)
+        # Every depth is looked at, so its number must not come back next round: keyed by where the draft began.
+        kept_DB1 = [noise.accepts(keep_BD[:, d : d + 1], draft.base[:, None], d) for d in range(draft.size)]
+        kept_BD = torch.cat([keep_BD[:, :0].bool(), *kept_DB1], 1)
         accepted_B = torch.where(kept_BD, depth_D + 1, 0).amax(1) if draft.size else length_B
         last_B1V = torch.cat([excess_BDV, p_BMV[:, -1:]], 1).gather(1, row(accepted_B, p_BMV))
         whole_B1V = p_BMV.gather(1, row(accepted_B, p_BMV))

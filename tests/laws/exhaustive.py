@@ -60,7 +60,7 @@ class Scripted(Noise):
         answers = [[self.choose(b, [1 - c, c]) for c in row] for b, row in enumerate(chance.tolist())]
         return torch.tensor(answers, dtype=torch.bool).reshape(positions.shape)
 
-    def draw(self, laws: Tensor, positions: Tensor, lane: Lane = Lane.TARGET) -> Tensor:
+    def draw(self, laws: Tensor, positions: Tensor, lane: Lane = Lane.TARGET, index: int = 0) -> Tensor:
         laws = laws / laws.sum(-1, keepdim=True)
         answers = [[self.choose(b, law) for law in row] for b, row in enumerate(laws.tolist())]
         return torch.tensor(answers).reshape(positions.shape)
@@ -69,7 +69,8 @@ class Scripted(Noise):
         # Shared noise couples drafter and target; what the target draws is lossless under any coupling.
         return self.draw(laws, positions)
 
-    def propose(self, laws: Tensor, positions: Tensor) -> Tensor:
+    def propose(self, laws: Tensor, lengths: Tensor, depth: int, sibling: int = 0) -> Tensor:
+        positions = lengths + depth
         # The last token of a row is the target's: what is drafted there, if anything, makes no difference.
         dead = positions >= self.limit - 1
         first = torch.zeros_like(laws).scatter_(-1, laws.argmax(-1, keepdim=True), 1)

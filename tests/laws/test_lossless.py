@@ -47,12 +47,12 @@ class SampledTree:
     def draft(self, context, noise):
         place_B1 = context.lengths[:, None]
         law_B1V = SMALL.advance(context.tokens, context.lengths).logits.softmax(-1)
-        first_B1 = noise.propose(law_B1V, place_B1)
+        first_B1 = noise.propose(law_B1V, place_B1, 0)
         rest_B1V = law_B1V if self.replacement else law_B1V.scatter(-1, first_B1[..., None], 0)
         rest_B1V = rest_B1V / rest_B1V.sum(-1, keepdim=True)
-        second_B1 = noise.propose(rest_B1V, place_B1)
+        second_B1 = noise.propose(rest_B1V, place_B1, 0, sibling=1)
         below_B1V = SMALL.grow(first_B1, torch.full_like(first_B1, -1)).softmax(-1)
-        third_B1 = noise.propose(below_B1V, place_B1 + 1)
+        third_B1 = noise.propose(below_B1V, place_B1, 1)
         tokens_BN = torch.cat([first_B1, second_B1, third_B1], 1)
         laws_BNV = torch.cat([law_B1V, rest_B1V, below_B1V], 1)
         return Draft(tokens_BN, torch.tensor([-1, -1, 0]).expand_as(tokens_BN), context.lengths, laws_BNV)

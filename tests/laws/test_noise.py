@@ -50,8 +50,8 @@ def test_keys_that_differ_in_one_part_give_other_numbers():
     assert len(torch.cat(numbers).unique()) == len(numbers) * place.numel()
 
 
-def draws(how):
-    return how(LAW.expand(ROWS, 1, -1), torch.full((ROWS, 1), 3))
+def draws(how, *depth):
+    return how(LAW.expand(ROWS, 1, -1), torch.full((ROWS, 1), 3), *depth)
 
 
 def p_value(tokens, law):
@@ -65,7 +65,7 @@ def p_value(tokens, law):
 @pytest.mark.parametrize("how", ["draw", "race", "propose"])
 @pytest.mark.parametrize("coupled", [False, True])
 def test_draws_follow_the_law_and_a_wrong_law_is_noticed(how, coupled):
-    tokens = draws(getattr(noise(rows=ROWS, coupled=coupled), how))
+    tokens = draws(getattr(noise(rows=ROWS, coupled=coupled), how), *([0] if how == "propose" else []))
     assert p_value(tokens, LAW) > 1e-3
     assert p_value(tokens, LAW.clone().index_put_((torch.tensor(0),), torch.tensor(0.06))) < 1e-3
 
@@ -79,9 +79,18 @@ def test_draws_do_not_need_a_normalised_law():
 
 def test_draft_and_target_numbers_are_independent_unless_coupled():
     loose, tight = noise(rows=ROWS), noise(rows=ROWS, coupled=True)
-    agree = (draws(loose.propose) == draws(loose.draw)).double().mean()
+    agree = (draws(loose.propose, 0) == draws(loose.draw)).double().mean()
     assert agree == pytest.approx(float((LAW**2).sum()), abs=0.015)
-    assert torch.equal(draws(tight.propose), draws(tight.race))
+    assert torch.equal(draws(tight.propose, 0), draws(tight.race))
+
+
+def test_every_draft_and_every_sibling_has_numbers_of_its_own():
+    source, law = noise(rows=ROWS), LAW.expand(ROWS, 1, -1)
+    keys = [(3, 1, 0), (4, 0, 0), (3, 1, 1)]  # the first two propose for the same position
+    tokens = [source.propose(law, torch.full((ROWS, 1), length), *key) for length, *key in keys]
+    for one, two in ((0, 1), (0, 2)):
+        agree = (tokens[one] == tokens[two]).double().mean()
+        assert agree == pytest.approx(float((LAW**2).sum()), abs=0.015)
 
 
 def test_a_race_couples_close_laws():
@@ -110,6 +119,7 @@ def test_neighbouring_positions_and_lanes_are_uncorrelated():
 def test_greedy_needs_no_noise():
     law = torch.eye(5)[None, 2:4]
     still, place = Still(), torch.zeros(1, 2, dtype=torch.int64)
-    for draw in (still.draw, still.race, still.propose):
+    for draw in (still.draw, still.race):
         assert draw(law, place).tolist() == [[2, 3]]
+    assert still.propose(law, place, 1).tolist() == [[2, 3]]
     assert still.accepts(torch.tensor([[0.0, 1.0]]), place).tolist() == [[False, True]]
