@@ -5,5 +5,6 @@ from drafters.model import ModelDrafter
 from drafters.ngram import NgramDrafter
 from drafters.null import NullDrafter
 from drafters.suffix import SuffixDrafter
+from drafters.synthetic import SyntheticDrafter
 
-__all__ = ["EarlyExitDrafter", "ModelDrafter", "NgramDrafter", "NullDrafter", "SuffixDrafter"]
+__all__ = ["EarlyExitDrafter", "ModelDrafter", "NgramDrafter", "NullDrafter", "SuffixDrafter", "SyntheticDrafter"]

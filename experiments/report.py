@@ -13,6 +13,7 @@ from rich.text import Text
 from experiments.arms import PLAIN, Decoding
 from experiments.mismatches import Mismatch, describe
 from experiments.summary import ArmSummary
+from specdec.runtime.synthetic import PREFIX
 
 DEPTHS = 4
 ROOMY = 96  # columns that the table takes with room between its own
@@ -24,6 +25,7 @@ NOTES = (
     "Accepted at depth: share of the drafts' tokens there, given that the earlier ones were accepted.",
     "Time: T forwards of the target, D the drafter at work (forwards of its model, if any), host the rest.",
 )
+SYNTHETIC = "synthetic weights: speeds are real, texts mean nothing"
 SAMPLED = "Equal, n/a: sampled replies need not be plain's (acceptance=match and coupled keep its tokens)."
 
 
@@ -38,6 +40,7 @@ class Report:
         prompts: finished and all.
         mismatches: replies that should be plain decoding's and are not.
         failed: why prompts have failed, by id.
+        remarks: what holds for all figures.
     """
 
     title: str
@@ -46,6 +49,7 @@ class Report:
     prompts: tuple[int, int]
     mismatches: Sequence[Mismatch] = ()
     failed: dict[str, str] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
     @property
     def status(self) -> int:
@@ -72,7 +76,8 @@ class Report:
     def lines(self) -> list[Text]:
         """What a reader must not miss."""
         done, wanted = self.prompts
-        lines = [Text(f"{done} of {wanted} prompts finished", "yellow")] if done < wanted else []
+        lines = [Text(remark, "yellow") for remark in self.remarks]
+        lines += [Text(f"{done} of {wanted} prompts finished", "yellow")] if done < wanted else []
         lines += [Text(f"failed: {name}: {reason}", "red") for name, reason in self.failed.items()]
         compared = sum(s.identical[1] for s in self.summaries if s.identical and s.arm != PLAIN)
         if compared:
@@ -86,6 +91,11 @@ class Report:
 def statement(target: str, dtype: str, device: str, decoding: Decoding) -> str:
     """One line: what runs where, and what the acceptance rule promises."""
     return " · ".join((target, dtype, device, law(decoding), rule(decoding)))
+
+
+def remarks(target: str) -> tuple[str, ...]:
+    """What a reader must know about a target, by its name."""
+    return (SYNTHETIC,) if target.startswith(PREFIX) else ()
 
 
 def law(decoding: Decoding) -> str:

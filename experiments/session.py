@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from experiments.job import Job, failed, finished, prompt_ids, run, warm_up
 from experiments.journal import Entry, Journal
 from experiments.plot import save_plot
 from experiments.provenance import busy, device_name, dtype_name, provenance
-from experiments.report import Report, statement
+from experiments.report import Report, remarks, statement
 from experiments.summary import DEFINITIONS, summarise
 from specdec.triage import Triage
 
@@ -67,7 +67,7 @@ def run_session(
     say(console, f"{title} · prompts: {len(job.prompts)} · arms: {len(job.arms)}")
     interrupted = decode(job, journal, config.warmup, console)
     with console.status("comparing replies"):  # a difference is replayed in higher precision
-        report = report_on(job, journal, title)
+        report = replace(report_on(job, journal, title), remarks=remarks(config.target))
     folder.write_summary(as_json(report))
     if report.summaries:
         save_plot(folder.plot, title, report.summaries)
@@ -154,6 +154,7 @@ def as_json(report: Report) -> dict[str, Any]:
     done, wanted = report.prompts
     return {
         "title": report.title,
+        "remarks": list(report.remarks),
         "lossless": report.decoding.acceptance.lossless,
         "prompts": {"finished": done, "all": wanted, "failed": report.failed},
         "arms": {summary.arm: summary.as_dict() for summary in report.summaries},

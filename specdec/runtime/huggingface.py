@@ -216,6 +216,12 @@ def read_model(
     return module.to(device)
 
 
+def new_model(kind: str, dtype: torch.dtype, device: torch.device, **sizes: Any) -> PreTrainedModel:
+    """A model of a kind ("qwen3") and of given sizes, made on its device; its matrices are yet to be filled."""
+    with device, transformers.initialization.no_init_weights():
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes), dtype=dtype)
+
+
 def read_config(path: str | Path) -> PreTrainedConfig:
     """The configuration of a causal language model. Raises ValueError for a model of another kind."""
     config = AutoConfig.from_pretrained(path)

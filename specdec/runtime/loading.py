@@ -12,6 +12,7 @@ from torch import nn
 from specdec.runtime.checkpoints import SHORT_NAMES, resolve
 from specdec.runtime.huggingface import Network, end_tokens, read_model, read_tokenizer
 from specdec.runtime.model import CachedModel
+from specdec.runtime.synthetic import PREFIX, Synthetic
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Loaded:
 
 
 def load(
-    source: str | Path | nn.Module | CachedModel,
+    source: str | Path | nn.Module | CachedModel | Synthetic,
     tokenizer: Any | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
@@ -33,7 +34,8 @@ def load(
 
     Args:
         source: a Hugging Face id, a directory, a GGUF file, a short name (``smollm2-135m-instruct``), a
-            Hugging Face model in memory (taken as it is: type and device are its own), or a ``CachedModel``.
+            Hugging Face model in memory (taken as it is: type and device are its own), a ``CachedModel``, or
+            a shape to be filled with random weights (``synthetic/qwen3-8b``, see ``Synthetic``).
         tokenizer: replaces the one found beside the weights, if there is one; a model in memory has none
             otherwise.
         dtype: "auto" is bfloat16 on a GPU and on a CPU that computes in it, else float32.
@@ -43,6 +45,12 @@ def load(
         FileNotFoundError, OSError: there is no such model.
         ValueError: it is damaged, or of an unsupported architecture.
     """
+    if isinstance(source, str) and source.startswith(PREFIX):
+        source = Synthetic(source)
+    if isinstance(source, Synthetic):
+        device = pick_device(device)
+        made = source.module(pick_dtype(dtype, device), device)
+        return Loaded(CachedModel(Network(made)), tokenizer or source.tokenizer, ())
     if isinstance(source, nn.Module):
         module: Any = source
         return Loaded(CachedModel(Network(module)), tokenizer, end_tokens(module))

@@ -22,7 +22,11 @@ from experiments.run import CONF
 from verifiers import FullVerifier
 
 GROUPS = sorted(group.name for group in CONF.iterdir() if group.is_dir() and group.name != "hydra")
-OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+OPTIONS = [
+    (group, str(file.relative_to(CONF / group).with_suffix("")))
+    for group in GROUPS
+    for file in sorted((CONF / group).rglob("*.yaml"))
+]
 MADE = [option for option in OPTIONS if option[0] != "experiment"]
 ROW = {"question_id": 1, "turns": ["x"]}
 # What each acceptance rule is called here.
@@ -56,6 +60,8 @@ def composed(group: str, option: str, rows: Path, tiny_model_dir: Path) -> DictC
         overrides.append(f"data.path={rows}")
     if option.startswith("model"):
         overrides.append(f"drafter.model={tiny_model_dir}")
+    if option.startswith("synthetic"):  # the others take gigabytes
+        overrides.append("drafter.model=synthetic/tiny")
     return compose("config", overrides)
 
 
@@ -106,7 +112,7 @@ def test_names_every_argument_and_its_default(group: str, option: str) -> None:
 
 def test_every_drafter_and_rule_has_a_file() -> None:
     def made(group: str) -> set[str]:
-        nodes = [OmegaConf.load(file) for file in (CONF / group).glob("*.yaml")]
+        nodes = [OmegaConf.load(file) for file in (CONF / group).rglob("*.yaml")]
         return {node._target_ for node in nodes if "_target_" in node}
 
     assert made("drafter") == {f"drafters.{name}" for name in drafters.__all__}

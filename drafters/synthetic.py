@@ -1,0 +1,44 @@
+"""A draft model of a real shape that agrees with a synthetic target on a chosen share of the tokens."""
+
+from __future__ import annotations
+
+import torch
+
+from drafters.model import ModelDrafter
+from specdec.runtime import load
+from specdec.runtime.synthetic import Synthetic
+
+
+class SyntheticDrafter(ModelDrafter):
+    """A ``ModelDrafter`` for targets such as ``synthetic/qwen3-8b``: real speed at an acceptance that is known.
+
+    After a share ``agreement`` of the vocabulary, exactly, its next token is the target's, else it is another.
+    So that share of a chain's tokens is accepted: exactly over the target's whole cycle, which visits every token
+    once, and up to the choice of a few tokens in a short text.
+
+    Args:
+        model: ``synthetic/qwen3-0.6b`` or another of ``specdec.runtime.synthetic.SHAPES``; its vocabulary must be
+            the target's.
+        agreement: share of the tokens after which it is right, 0 to 1.
+        length, width, nodes: see ``ModelDrafter``. Wider trees gain nothing: a second guess is right by
+            chance only.
+        seed: chooses the tokens after which it is wrong.
+        dtype, device: see ``specdec.runtime.load``.
+
+    Raises:
+        ValueError: an unknown shape, an agreement that is no share, or what ``ModelDrafter`` refuses.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        agreement: float = 0.8,
+        length: int = 5,
+        width: int = 1,
+        nodes: int | None = None,
+        seed: int = 0,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
+    ) -> None:
+        made = load(Synthetic(model, agreement, seed), dtype=dtype, device=device)
+        super().__init__(made.model, length, width, nodes, made.tokenizer)
