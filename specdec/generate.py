@@ -17,7 +17,7 @@ from specdec.prompts import Prompt, encode
 from specdec.protocols import AcceptanceRule, Drafter, Verifier
 from specdec.sampling import Sampling
 from specdec.sequences import Sequences
-from specdec.trace import Timed, Trace
+from specdec.trace import Step, Timed, Trace
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,7 @@ class Streamer:
 
     callback: Callable[[int, list[int]], None]
 
-    def __call__(self, before: Sequences, after: Sequences) -> None:
-        start, end = before.lengths.tolist(), after.lengths.tolist()
-        for row, (first, last) in enumerate(zip(start, end, strict=True)):
-            if last > first:
-                self.callback(row, after.tokens[row, first:last].tolist())
+    def __call__(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            if step.tokens:
+                self.callback(step.row, step.tokens)

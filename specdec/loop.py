@@ -2,23 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from specdec.guard import admit
 from specdec.noise import Noise
 from specdec.protocols import AcceptanceRule, Drafter, Verifier
 from specdec.sequences import Sequences
-from specdec.trace import Trace
-from specdec.types import Draft
+from specdec.trace import Trace, report
+from specdec.types import Advice, Context, Draft
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one verification did: the rows after it, what was seen along the way, and a report for the trace."""
+
+    seq: Sequences
+    advice: Advice | None
+    report: Tensor
+
+
+def verify(seq: Sequences, draft: Draft, verifier: Verifier, accept: AcceptanceRule, noise: Noise) -> Turn:
+    """Score the draft, decide, commit."""
+    draft, faults = admit(draft, seq.lengths, seq.room, verifier.vocab_size)
+    evidence = verifier.score(seq, draft)
+    verdict = accept(draft, evidence.laws(), noise)
+    after = verifier.commit(seq, draft, verdict)
+    return Turn(after, evidence.along(verdict), report(seq, after, draft, verdict, faults))
+
+
+def propose(context: Context, drafter: Drafter, noise: Noise) -> Draft:
+    """Draft for the rows as they stand."""
+    return drafter.draft(context, noise)
+
+
+def directly(part: Callable[..., Any], *arguments: Any) -> Any:
+    """Play a part of a round by calling it."""
+    return part(*arguments)
 
 
 def serial(
-    seq: Sequences, drafter: Drafter, verifier: Verifier, accept: AcceptanceRule, noise: Noise, trace: Trace
+    seq: Sequences,
+    drafter: Drafter,
+    verifier: Verifier,
+    accept: AcceptanceRule,
+    noise: Noise,
+    trace: Trace,
+    play: Callable[..., Any] = directly,
 ) -> Sequences:
     """Draft, verify, commit, in turns (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318)."""
     draft = Draft.empty(seq.lengths)  # prefill is round zero, not a special case
-    while not seq.done:
-        evidence = verifier.score(seq, draft)
-        verdict = accept(draft, evidence.laws(), noise)
-        before, seq = seq, verifier.commit(seq, draft, verdict)
-        trace.round(before, seq, draft, verdict)
-        if not seq.done:
-            draft = drafter.draft(seq.context(evidence.along(verdict)), noise)
+    while not trace.done:
+        turn = play(verify, seq, draft, verifier, accept, noise)
+        trace.round(turn.report)
+        seq = turn.seq
+        if not trace.done:
+            draft = play(propose, seq.context(turn.advice), drafter, noise)
     return seq

@@ -24,6 +24,7 @@ class Sequences:
         ended: bool [B], rows that reached an end token or their limit.
         stop: int64 [K], tokens that end a row.
         sampling: the law the target decodes under.
+        static: whether shapes must not depend on the rows, so that a round can be replayed for others.
     """
 
     tokens: Tensor
@@ -33,6 +34,7 @@ class Sequences:
     ended: Tensor
     stop: Tensor
     sampling: Sampling
+    static: bool = False
 
     @classmethod
     def start(
@@ -42,8 +44,9 @@ class Sequences:
         stop: Sequence[int] = (),
         sampling: Sampling | None = None,
         device: torch.device | str = "cpu",
+        slots: int = 0,
     ) -> Sequences:
-        """Rows before the first round.
+        """Rows before the first round, with at least ``slots`` token slots each.
 
         Raises:
             ValueError: no prompt, an empty one, or nothing to generate.
@@ -53,7 +56,7 @@ class Sequences:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
         lengths_B = torch.tensor([len(prompt) for prompt in prompts])
-        tokens_BS = torch.zeros(len(prompts), int(lengths_B.max()) + max_new_tokens, dtype=torch.int64)
+        tokens_BS = torch.zeros(len(prompts), max(slots, int(lengths_B.max()) + max_new_tokens), dtype=torch.int64)
         for row, prompt in zip(tokens_BS, prompts, strict=True):
             row[: len(prompt)] = torch.as_tensor(prompt, dtype=torch.int64)
         lengths_B = lengths_B.to(device)
@@ -79,7 +82,7 @@ class Sequences:
 
     def context(self, advice: Advice | None = None) -> Context:
         """What a drafter may see of these rows."""
-        return Context(self.tokens, self.lengths, self.room, self.sampling, advice)
+        return Context(self.tokens, self.lengths, self.room, self.sampling, advice, self.static)
 
     def append(self, draft: Draft, verdict: Verdict) -> Sequences:
         """Commit the accepted path and the token after it, up to the first end token or the limit."""

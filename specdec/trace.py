@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,11 +10,24 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from specdec.protocols import Drafter
-from specdec.sequences import Sequences
+from specdec.runtime.mail import Mail
+from specdec.sequences import Sequences, new_tokens
 from specdec.types import Draft, Verdict
+
+log = logging.getLogger(__name__)
+
+FAULTS = (
+    "a draft for another committed length",
+    "a token is not in the target's vocabulary",
+    "a parent does not stand before its child",
+    "a law is not finite, not normalised, negative, or gives its own token no chance",
+)
+FACTS = 7  # columns of a report before those of the faults
+TOKENS = FACTS + len(FAULTS)  # and before those of the tokens
 
 
 @dataclass(frozen=True)
@@ -48,43 +62,87 @@ class Round:
     committed: int
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one round added to a row.
+
+    Attributes:
+        row: which row.
+        length: committed tokens before it.
+        ended: whether the row is done now.
+        tokens: the new tokens.
+    """
+
+    row: int
+    length: int
+    ended: bool
+    tokens: list[int]
+
+
+def report(before: Sequences, after: Sequences, draft: Draft, verdict: Verdict, faults_BF: Tensor) -> Tensor:
+    """int64 [B, 7 + F + J]: all that the host learns of a round, in one piece.
+
+    Whether the row had ended, its length, depth and nodes of its draft, tokens committed and nodes accepted,
+    whether it has ended now, what was wrong with its draft (F, see ``FAULTS``), and its new tokens (J, with
+    rubbish behind those committed).
+    """
+    depth_B = draft.depths.amax(1) if draft.size else torch.zeros_like(before.lengths)
+    nodes_B = (draft.depths > 0).sum(1)
+    committed_B = after.lengths - before.lengths
+    facts = (before.ended, before.lengths, depth_B, nodes_B, committed_B, verdict.accepted, after.ended)
+    table_BX = torch.stack([fact.long() for fact in facts], 1)
+    return torch.cat([table_BX, faults_BF.long(), new_tokens(draft, verdict)], 1)
+
+
 @dataclass
 class Trace:
     """Spans, rounds and faults of one generation.
 
     Args:
         clock: seconds; a wall clock, or a virtual one.
-        listener: called after every round with the rows before and after it.
+        listener: called after every round with what it added to every row.
+        drafter: what faults are booked under.
+        lag: rounds that the host may run ahead of what it has read, so that a device need not wait for it.
     """
 
     clock: Callable[[], float] = time.perf_counter
-    listener: Callable[[Sequences, Sequences], None] | None = None
+    listener: Callable[[list[Step]], None] | None = None
+    lag: int = 0
+    drafter: str = "drafter"
+    done: bool = False
     spans: list[Span] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     start: float = 0.0
     end: float = 0.0
+    _mail: list[Any] = field(default_factory=list)
 
-    def round(self, before: Sequences, after: Sequences, draft: Draft, verdict: Verdict) -> None:
-        """Record what one round did to every row that had not ended before it."""
-        drafted = draft.depths.amax(1).tolist() if draft.size else [0] * len(before.lengths)
-        nodes = (draft.depths > 0).sum(1).tolist()
-        accepted, committed = verdict.accepted.tolist(), (after.lengths - before.lengths).tolist()
-        for row, ended in enumerate(before.ended.tolist()):
+    def round(self, report: Tensor) -> None:
+        """Record what one round did to every row that had not ended before it; see ``report``."""
+        self._mail.append(Mail(report) if self.lag else report)
+        while len(self._mail) > self.lag:
+            self._read(self._mail.pop(0).tolist())
+
+    def _read(self, lines: list[list[int]]) -> None:
+        steps = [Step(row, line[1], line[6] == 1, line[TOKENS : TOKENS + line[4]]) for row, line in enumerate(lines)]
+        for (ended, _, drafted, nodes, committed, accepted, *_), step in zip(lines, steps, strict=True):
             if not ended:
                 # Where the row's end cut the round short, what lies behind was neither accepted nor rejected.
-                cut = committed[row] <= accepted[row]
-                depth = committed[row] if cut else drafted[row]
-                self.rounds.append(
-                    Round(row, depth, nodes[row], min(accepted[row], committed[row]), committed[row])
-                )
+                depth = committed if committed <= accepted else drafted
+                self.rounds.append(Round(step.row, depth, nodes, min(accepted, committed), committed))
+        for index, message in enumerate(FAULTS, FACTS):
+            if any(line[index] for line in lines):
+                self.fault(message)
+        self.done = all(step.ended for step in steps)
         if self.listener is not None:
-            self.listener(before, after)
+            self.listener(steps)
 
-    def fault(self, message: str) -> int:
-        """Count a fault of the drafter; returns how often it happened."""
+    def fault(self, message: str, error: Exception | None = None) -> None:
+        """Count a fault of the drafter, and say it when it is first seen."""
+        message = f"{self.drafter}: {message}"
         self.faults[message] += 1
-        return self.faults[message]
+        if self.faults[message] == 1:
+            log.warning("%s (decoding goes on without this draft)", message, exc_info=error)
 
     @contextmanager
     def span(self, lane: str) -> Iterator[None]:

@@ -28,14 +28,17 @@ def ranks(parents_BN: Tensor) -> Tensor:
     return (siblings_BNN & (index_N < index_N[:, None])).sum(-1)
 
 
-def children(parents_BN: Tensor) -> Tensor:
-    """int64 [B, M, R]: the r-th child of the root (row 0) and of node n (row n + 1), -1 where there is none."""
+def children(parents_BN: Tensor, fanout: int | None = None) -> Tensor:
+    """int64 [B, M, R]: the r-th child of the root (row 0) and of node n (row n + 1), -1 where there is none.
+
+    ``fanout`` is R where it is known; else it is the most that there are.
+    """
     rows, size = parents_BN.shape
     if size == 0:
         return parents_BN.new_empty((rows, 1, 0))
     real_BN = parents_BN != PAD
     rank_BN = torch.where(real_BN, ranks(parents_BN), 0)
-    fanout = int(rank_BN.max()) + 1
+    fanout = int(rank_BN.max()) + 1 if fanout is None else fanout
     table_BX = parents_BN.new_full((rows, (size + 1) * fanout + 1), -1)
     place_BN = torch.where(real_BN, (parents_BN + 1) * fanout + rank_BN, (size + 1) * fanout)
     index_N = torch.arange(size, device=parents_BN.device)

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specdec import tree
 from specdec.sampling import Sampling
@@ -28,25 +29,37 @@ class Draft:
         base: int64 [B], committed length the draft was made for, by which a stale reply is recognised.
         laws: float [B, N, V], the law each token was really drawn from, given its earlier siblings.
             ``None`` is the point mass on the token: always lossless, whatever the drafter did.
+        fanout: the most children that a node has, where it is known without looking: 1 promises chains, with
+            padding behind them only. ``None``: look.
     """
 
     tokens: Tensor
     parents: Tensor
     base: Tensor
     laws: Tensor | None = None
+    fanout: int | None = None
 
     @classmethod
     def empty(cls, base_B: Tensor) -> Draft:
         """A draft without nodes: verifying it is plain decoding (and, in round zero, prefill)."""
         none_BN = base_B.new_empty((base_B.shape[0], 0))
-        return cls(none_BN, none_BN, base_B)
+        return cls(none_BN, none_BN, base_B, fanout=1)
 
     @classmethod
     def chain(cls, tokens_BN: Tensor, base_B: Tensor, counts_B: Tensor, laws_BNV: Tensor | None = None) -> Draft:
         """A chain of the first ``counts_B`` tokens of each row."""
         index_N = torch.arange(tokens_BN.shape[1], device=tokens_BN.device)
         parents_BN = torch.where(index_N < counts_B[:, None], index_N - 1, tree.PAD)
-        return cls(tokens_BN, parents_BN, base_B, laws_BNV)
+        return cls(tokens_BN, parents_BN, base_B, laws_BNV, fanout=1)
+
+    def padded(self, size: int) -> Draft:
+        """The draft with padding up to ``size`` nodes per row."""
+        more = size - self.size
+        if more <= 0:
+            return self
+        laws_BNV = None if self.laws is None else pad(self.laws, (0, 0, 0, more))
+        tokens_BN, parents_BN = pad(self.tokens, (0, more)), pad(self.parents, (0, more), value=tree.PAD)
+        return Draft(tokens_BN, parents_BN, self.base, laws_BNV, self.fanout)
 
     @property
     def size(self) -> int:
@@ -66,7 +79,7 @@ class Draft:
     @cached_property
     def children(self) -> Tensor:
         """int64 [B, M, R]: the children of the last committed token (row 0) and of each node, -1 where none."""
-        return tree.children(self.parents)
+        return tree.children(self.parents, self.fanout)
 
     @cached_property
     def is_chain(self) -> bool:
@@ -77,7 +90,7 @@ class Draft:
     @cached_property
     def positions(self) -> Tensor:
         """int64 [B, M]: position of the token that each row of the target law decides."""
-        return self.base[:, None] + torch.nn.functional.pad(self.depths, (1, 0))
+        return self.base[:, None] + pad(self.depths, (1, 0))
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,7 @@ class Context:
             ``room - 1`` is wasted, since every round commits one token of the target's own.
         sampling: the law the target decodes under.
         advice: tapped states, if the drafter wants any.
+        static: whether shapes must not depend on the rows, so that the draft can be replayed for others.
     """
 
     tokens: Tensor
@@ -137,6 +151,12 @@ class Context:
     room: Tensor
     sampling: Sampling
     advice: Advice | None = None
+    static: bool = False
+
+    @property
+    def depth(self) -> int | None:
+        """The deepest draft that can still be committed whole; None where nobody may look."""
+        return None if self.static else int(self.room.max()) - 1
 
     def row(self, index: int) -> list[int]:
         """Committed tokens of one row, as Python integers."""

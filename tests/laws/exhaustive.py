@@ -20,6 +20,7 @@ from specdec.noise import Lane, Noise
 from specdec.runtime.model import Scores
 from specdec.sampling import Sampling
 from specdec.sequences import Sequences
+from specdec.trace import Step
 from specdec.trace import Trace
 
 Distribution = dict[tuple[int, ...], float]
@@ -35,9 +36,9 @@ class Scripted(Noise):
         self.others: list[tuple[int, ...]] = []
         self.active = [True] * len(scripts)
 
-    def listen(self, before: Sequences, after: Sequences) -> None:
+    def listen(self, steps: list[Step]) -> None:
         """Rows that have ended branch no more."""
-        self.active = (~after.ended).tolist()
+        self.active = [not step.ended for step in steps]
 
     def choose(self, row: int, chances: list[float]) -> int:
         if not self.active[row]:

@@ -7,7 +7,10 @@ import torch
 
 from specdec import Draft, Metrics, Trace, Verdict
 from specdec.sequences import Sequences
-from specdec.trace import Round, Span
+from specdec.trace import FAULTS, Round, Span, report
+
+
+NO_FAULTS = torch.zeros(1, len(FAULTS), dtype=torch.bool)
 
 
 def trace_of(*rounds):
@@ -62,7 +65,7 @@ def step(trace, accepted, stop=(), new=10):
     path = torch.tensor([[*range(accepted), *[-1] * (3 - accepted)]])
     verdict = Verdict(path, torch.tensor([accepted]), torch.tensor([9]))
     after = seq.append(draft, verdict)
-    trace.round(seq, after, draft, verdict)
+    trace.round(report(seq, after, draft, verdict, NO_FAULTS))
     return after
 
 
@@ -98,7 +101,7 @@ def test_rows_that_have_ended_are_not_recorded():
     after = step(trace, accepted=0, new=1)
     draft = Draft.empty(after.lengths)
     verdict = Verdict(after.lengths.new_empty(1, 0), torch.tensor([0]), torch.tensor([9]))
-    trace.round(after, after.append(draft, verdict), draft, verdict)
+    trace.round(report(after, after.append(draft, verdict), draft, verdict, NO_FAULTS))
     assert len(trace.rounds) == 1
     assert torch.equal(after.append(draft, verdict).tokens, after.tokens)
 
