@@ -58,7 +58,7 @@ class ModelDrafter:
         """Forget the last generation. Raises ValueError where the vocabularies differ."""
         check_vocabulary(self, target)
         self._vocabulary = target.vocab_size
-        self.model.begin(*seq.tokens.shape)
+        self.model.begin(*seq.tokens.shape, int(seq.limits.max()), seq.static)
 
     def draft(self, context: Context, noise: Noise) -> Draft:
         """A chain or a tree for every row."""
@@ -75,7 +75,7 @@ class Shape:
 
     def draft(self, model: CachedModel, context: Context, noise: Noise, vocabulary: int) -> Draft:
         """Draft with a model, no deeper than the rows have room for."""
-        length = min(self.length, int(context.room.max()) - 1)
+        length = self.length if context.depth is None else min(self.length, context.depth)
         if length < 1:
             return Draft.empty(context.lengths)
         if self.width == 1:

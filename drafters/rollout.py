@@ -21,7 +21,8 @@ def chain(model: CachedModel, context: Context, noise: Noise, length: int, vocab
     Laws go along where the acceptance rule can use them: not when greedy, not when noise is shared.
     """
     sampling = context.sampling
-    logits_B1V = model.advance(context.tokens, context.lengths).logits
+    # Of its own last chain the model has not read the last token, and of the target's round the correction.
+    logits_B1V = model.advance(context.tokens, context.lengths, behind=2 if context.static else None, chain=True).logits
     seen_BV = seen_tokens(context.tokens, context.lengths, vocabulary) if sampling.penalises else None
     tokens, laws = [], []
     for step in range(length):
@@ -47,7 +48,8 @@ def top_k_tree(
     Of all candidates the ``nodes`` with the likeliest paths are kept (EAGLE-2, Li et al., arXiv 2406.16858).
     The tokens are chosen, not drawn, so the draft carries no laws.
     """
-    logits_BWV = model.advance(context.tokens, context.lengths).logits
+    behind = depth + 1 if context.static else None
+    logits_BWV = model.advance(context.tokens, context.lengths, behind=behind).logits
     score_BW = torch.zeros_like(context.lengths[:, None], dtype=torch.float32)
     node_BW = torch.full_like(context.lengths[:, None], -1)  # where the level's nodes stand in the draft
     fed_BW = node_BW  # where they stand in the model's own tree, which holds only nodes that have children
@@ -72,7 +74,7 @@ def top_k_tree(
     tokens_BN, parents_BN, scores_BN = torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(scores, 1)
     if nodes is not None and nodes < size:
         tokens_BN, parents_BN = _likeliest(tokens_BN, parents_BN, scores_BN, nodes)
-    return Draft(tokens_BN, parents_BN, context.lengths)
+    return Draft(tokens_BN, parents_BN, context.lengths, fanout=width)
 
 
 def _likeliest(tokens_BN: Tensor, parents_BN: Tensor, scores_BN: Tensor, nodes: int) -> tuple[Tensor, Tensor]:

@@ -63,11 +63,14 @@ class FullVerifier:
     def begin(self, seq: Sequences, wants: tuple[Tap, ...] = ()) -> None:
         """Forget the last generation. Raises ValueError where the rows outgrow the model's positions."""
         self._taps = wants
-        self.model.begin(*seq.tokens.shape)
+        self.model.begin(*seq.tokens.shape, int(seq.limits.max()), seq.static)
 
     def score(self, seq: Sequences, draft: Draft) -> FullEvidence:
         """One forward over what the cache lacks of the rows, and the draft."""
-        scores = self.model.advance(seq.tokens, seq.lengths, (draft.tokens, draft.parents), self._taps)
+        # All but the last committed token went through the target when they were drafted or corrected.
+        behind, chain = 1 if seq.static else None, draft.fanout == 1
+        nodes = (draft.tokens, draft.parents)
+        scores = self.model.advance(seq.tokens, seq.lengths, nodes, self._taps, behind, chain)
         return FullEvidence(seq, draft, scores)
 
     def commit(self, seq: Sequences, draft: Draft, verdict: Verdict) -> Sequences:

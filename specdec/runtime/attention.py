@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from specdec.runtime.cache import KVCache
+from specdec.runtime.sight import Sight
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Window:
         triangle: whether ``allowed`` is the plain triangle of a prefill, W = S.
         positions: int64 [B, W], position of each token.
         slot_positions: int64 [B, S], position of the token in each slot.
+        sight: in place of ``allowed``, for attention that needs no mask.
         written: layers that have written so far.
     """
 
@@ -38,6 +40,7 @@ class Window:
     triangle: bool
     positions: Tensor
     slot_positions: Tensor
+    sight: Sight | None = None
     written: set[int] = field(default_factory=set)
     _masks: dict[tuple[int | None, int], Tensor | None] = field(default_factory=dict)
 
@@ -96,6 +99,14 @@ def attend(
     window.cache.write(layer, key, value, window.slots, window.start)
     rows, heads, width, size = query.shape
     groups = heads // key.shape[1]
+    if window.sight is not None:
+        from specdec.runtime.kernels import attention
+
+        q_MX = query.transpose(1, 2).reshape(rows * width, heads * size)
+        sight = window.sight.within(sliding_window)
+        keys_values = window.cache.keys[layer], window.cache.values[layer]
+        out_MX = attention.attend(q_MX, *keys_values, sight, size**-0.5 if scaling is None else scaling)
+        return out_MX.reshape(rows, width, heads, size), None
     if window.triangle and not window.slides(sliding_window):
         attended = scaled_dot_product_attention(
             query, key, value, is_causal=width > 1, scale=scaling, enable_gqa=groups > 1

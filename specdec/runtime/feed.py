@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specdec import tree
 from specdec.runtime.attention import Window
 from specdec.runtime.cache import KVCache
+from specdec.runtime.sight import Sight
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,13 @@ class Hanging:
     Attributes:
         lengths: int64 [B], committed tokens.
         tokens, parents: int64 [B, N].
+        chain: whether every row is known to be a chain.
     """
 
     lengths: Tensor
     tokens: Tensor
     parents: Tensor
+    chain: bool = False
 
     @property
     def size(self) -> int:
@@ -39,7 +43,31 @@ class Hanging:
             torch.cat([self.tokens, tokens_BW], 1),
             torch.cat([self.parents, parents_BW], 1),
         )
-        return Hanging(self.lengths, tokens_BN, parents_BN)
+        return Hanging(self.lengths, tokens_BN, parents_BN, self.chain)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Sizes of a forward, so that nobody must look at the rows to know them.
+
+    Attributes:
+        pending: P.
+        span: slots that are read.
+        start: the first slot, where every row writes to consecutive slots from there, else None.
+    """
+
+    pending: int
+    span: int
+    start: int | None = None
+
+    @classmethod
+    def measured(cls, lengths_B: Tensor, held_B: Tensor, nodes: int, fed: int) -> Extent:
+        """The smallest, from the rows themselves."""
+        lengths, held = lengths_B.tolist(), held_B.tolist()
+        pending = max(length - have for length, have in zip(lengths, held, strict=True))
+        even = len(set(lengths)) == 1 and len(set(held)) == 1
+        start = (held[0] if pending else lengths[0] + fed) if even else None
+        return cls(pending, max(lengths) + nodes, start)
 
 
 @dataclass(frozen=True)
@@ -55,6 +83,7 @@ class Feed:
         span: slots that are read.
         triangle: whether this is a prefill in which all rows begin at slot 0 and nothing is padding.
         start: the first slot, where every row writes to consecutive slots from there, else None.
+        sight: the same as ``allowed`` in few words, if that is enough for the attention.
     """
 
     tokens: Tensor
@@ -65,6 +94,7 @@ class Feed:
     span: int
     triangle: bool
     start: int | None
+    sight: Sight | None = None
 
     def window(self, cache: KVCache) -> Window:
         """The attention's side of it."""
@@ -78,38 +108,59 @@ class Feed:
             self.triangle,
             self.positions,
             self.slot_positions,
+            self.sight,
         )
 
 
-def feed(tokens_BS: Tensor, held_B: Tensor, hanging: Hanging, fed: int = 0) -> Feed:
+def feed(
+    tokens_BS: Tensor, held_B: Tensor, hanging: Hanging, fed: int = 0, extent: Extent | None = None, brief: bool = False
+) -> Feed:
     """The committed tokens from ``held_B`` on, then the nodes of the tree from index ``fed`` on.
 
     Rows with fewer committed tokens to feed are padded in front: the last columns of a forward are the last
     committed token and the nodes, in every row.
+
+    Args:
+        tokens_BS: committed tokens.
+        held_B: int64 [B], how many of them the cache holds.
+        hanging: the tree.
+        fed: nodes that the cache holds.
+        extent: sizes; None measures them, for which the host reads the lengths.
+        brief: whether the attention takes a ``Sight`` instead of a mask.
     """
     lengths_B, device = hanging.lengths, tokens_BS.device
-    lengths, held = lengths_B.tolist(), held_B.tolist()
-    pending = max(length - have for length, have in zip(lengths, held, strict=True))
-    span = max(lengths) + hanging.size
-    place_BP = lengths_B[:, None] + torch.arange(-pending, 0, device=device)
+    size = extent or Extent.measured(lengths_B, held_B, hanging.size, fed)
+    place_BP = lengths_B[:, None] + torch.arange(-size.pending, 0, device=device)
     real_BP = place_BP >= held_B[:, None]
     place_BP = place_BP.clamp(min=0)
     index_N = torch.arange(fed, hanging.size, device=device)
     reach_BNN = tree.ancestors(hanging.parents)
     # The depth of padding does not matter: nobody sees it, and its answer is never read.
     node_positions_BN = lengths_B[:, None] + reach_BNN.sum(-1) - 1
-    even = len(set(lengths)) == 1 and len(set(held)) == 1
-    alone = even and pending + len(index_N) == 1
+    positions_BW = torch.cat([place_BP, node_positions_BN[:, fed:]], 1)
+    alone = size.start is not None and size.pending + len(index_N) == 1
     return Feed(
         tokens=torch.cat([tokens_BS.gather(1, place_BP), hanging.tokens[:, fed:]], 1),
         slots=torch.cat([torch.where(real_BP, place_BP, -1), lengths_B[:, None] + index_N], 1),
-        positions=torch.cat([place_BP, node_positions_BN[:, fed:]], 1),
-        allowed=None if alone and not fed else _allowed(place_BP, lengths_B, reach_BNN, fed, span),
-        slot_positions=_slot_positions(lengths_B, node_positions_BN, span),
-        span=span,
-        triangle=even and held[0] == 0 and hanging.size == 0,
-        start=(held[0] if pending else lengths[0] + fed) if even else None,
+        positions=positions_BW,
+        allowed=None if brief or (alone and not fed) else _allowed(place_BP, lengths_B, reach_BNN, fed, size.span),
+        slot_positions=lengths_B[:, None] if brief else _slot_positions(lengths_B, node_positions_BN, size.span),
+        span=size.span,
+        triangle=size.start == 0 and hanging.size == 0 and size.pending == size.span,
+        start=size.start,
+        sight=_sight(lengths_B, positions_BW, reach_BNN[:, fed:], hanging.chain) if brief else None,
     )
+
+
+def _sight(lengths_B: Tensor, positions_BW: Tensor, reach_BNN: Tensor, chain: bool) -> Sight:
+    """Every token sees the positions up to its own; a tree's nodes find theirs by the order of their ancestors."""
+    counts_BW, size = positions_BW + 1, reach_BNN.shape[2]
+    order_BWD = None
+    if not chain and reach_BNN.shape[1]:
+        index_N = torch.arange(size, device=reach_BNN.device)
+        path_BND = torch.where(reach_BNN, index_N, size).sort(-1).values
+        order_BWD = pad(path_BND % size, (0, 0, positions_BW.shape[1] - reach_BNN.shape[1], 0))
+    return Sight(lengths_B, counts_BW, torch.zeros_like(counts_BW), order_BWD)
 
 
 def _allowed(place_BP: Tensor, lengths_B: Tensor, reach_BNN: Tensor, fed: int, span: int) -> Tensor:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -28,6 +29,9 @@ from transformers import (
 from specdec.runtime.attention import Window, attend
 from specdec.runtime.support import refuse_unsupported
 from specdec.types import Tap
+
+if TYPE_CHECKING:
+    from specdec.runtime.lean import LeanNetwork
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
 ATTENTION = "specdec"
@@ -53,6 +57,7 @@ class Network:
         self.config = module.config.get_text_config()
         self._configs = {id(config): config for config in (module.config, self.config)}.values()
         self._layers = layer_list(module, self.config.num_hidden_layers)[1]
+        self.lean: LeanNetwork | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -91,6 +96,10 @@ class Network:
         if self.max_positions is not None:
             # Only what can never be committed lies beyond, but a table of positions has no entry for it.
             positions_BW = positions_BW.clamp(max=self.max_positions - 1)
+        if window.sight is not None and self.lean is not None:
+            window.written.update(range(self.depth))
+            caches = [(window.cache.keys[layer], window.cache.values[layer]) for layer in range(self.depth)]
+            return self.lean(tokens_BW, positions_BW, window.slots, caches, window.sight, keep, taps)
         with self._our_attention(), self._tapping(taps) as states:
             answer = self.module(
                 input_ids=tokens_BW,
@@ -100,6 +109,11 @@ class Network:
                 window=window,
             )
         return answer.logits, states
+
+    @property
+    def brief(self) -> bool:
+        """Whether attention takes a ``Sight`` in place of a mask: where our kernels run."""
+        return self.device.type == "cuda"
 
     def replay(self, tokens_BW: Tensor) -> Tensor:
         """Logits [B, V] after the last token, of one forward as Hugging Face runs it, nothing of ours."""
@@ -174,6 +188,7 @@ def _shallow(module: nn.Module) -> Any:
 def _view(network: Network, module: Any, layers: int) -> Network:
     view = copy.copy(network)
     view.module, view._layers = module, network._layers[:layers]
+    view.lean = network.lean and replace(network.lean, layers=network.lean.layers[:layers])
     return view
 
 

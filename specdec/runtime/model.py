@@ -7,12 +7,14 @@ forward, D depth slots of an accepted path, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specdec.runtime.cache import KVCache
-from specdec.runtime.feed import Feed, Hanging, feed
+from specdec.runtime.feed import Extent, Feed, Hanging, feed
 from specdec.runtime.huggingface import Network
 from specdec.types import Tap
 
@@ -27,8 +29,25 @@ class Memory:
 
     @classmethod
     def empty(cls, rows: int, slots: int, device: torch.device) -> Memory:
-        nothing_BS = torch.zeros(rows, 0, dtype=torch.int64, device=device)
-        return cls(KVCache(rows, slots), nothing_BS, nothing_BS.sum(1))
+        nothing_BS = torch.zeros(rows, slots, dtype=torch.int64, device=device)
+        return cls(KVCache(rows, slots), nothing_BS, torch.zeros(rows, dtype=torch.int64, device=device))
+
+    def hold(self, tokens_BS: Tensor, lengths_B: Tensor) -> None:
+        """Note what the cache holds now, in place: what reads these tensors later need not be told."""
+        if tokens_BS.shape[1] > self.tokens.shape[1]:
+            self.tokens = pad(self.tokens, (0, tokens_BS.shape[1] - self.tokens.shape[1]))
+        self.tokens[:, : tokens_BS.shape[1]] = tokens_BS
+        self.lengths.copy_(lengths_B)
+
+    def extend(self, chain: Hanging) -> None:
+        """Note the nodes of a tree that lie in the cache as committed tokens would: a chain from its first on."""
+        index_N = torch.arange(chain.size, device=chain.tokens.device)
+        straight_BN = (chain.parents == index_N - 1).cumprod(1)
+        slot_S = torch.arange(self.tokens.shape[1], device=chain.tokens.device)
+        node_BS = slot_S - chain.lengths[:, None]
+        there_BS = (node_BS >= 0) & (node_BS < chain.size)
+        self.tokens.copy_(torch.where(there_BS, chain.tokens.gather(1, node_BS.clamp(0, chain.size - 1)), self.tokens))
+        self.lengths.copy_((chain.lengths + straight_BN.sum(1)).clamp(max=len(slot_S)))
 
     def common(self, tokens_BS: Tensor, lengths_B: Tensor) -> Tensor:
         """int64 [B]: how much of the given rows is held."""
@@ -72,6 +91,8 @@ class CachedModel:
         self._owns = memory is None
         self.memory = memory or Memory.empty(0, 0, network.device)
         self._hanging: Hanging | None = None
+        self._follows = False  # whether the cache has seen the rows
+        self._static = False  # whether the last forward's shapes did not depend on them
 
     @property
     def vocab_size(self) -> int:
@@ -83,19 +104,28 @@ class CachedModel:
         """Where the network's inputs live."""
         return self.network.device
 
-    def begin(self, rows: int, slots: int) -> None:
-        """Forget everything. ``slots`` is the longest a row may get; draft trees make the cache grow beyond it.
+    def begin(self, rows: int, slots: int, longest: int | None = None, stay: bool = False) -> None:
+        """Forget everything. Draft trees make the cache grow beyond ``slots``.
+
+        Args:
+            rows: B.
+            slots: S.
+            longest: the most tokens that a row may get, if not ``slots``.
+            stay: whether the cache should stay where it is if it is large enough, for what was recorded on it.
 
         Raises:
             ValueError: the model has fewer positions.
         """
-        limit = self.network.max_positions
-        if limit is not None and slots > limit:
+        limit, longest = self.network.max_positions, longest or slots
+        if limit is not None and longest > limit:
             raise ValueError(
-                f"a row may reach {slots} tokens (prompt and new tokens), but the model has {limit} positions: "
+                f"a row may reach {longest} tokens (prompt and new tokens), but the model has {limit} positions: "
                 "shorten the prompt or lower max_new_tokens"
             )
-        if self._owns:
+        self._follows = False
+        if stay and self.memory.tokens.shape[0] == rows and self.memory.tokens.shape[1] >= slots:
+            self.memory.lengths.zero_()
+        elif self._owns:
             fresh = Memory.empty(rows, slots, self.device)
             # In place: the early exits of this model look at the same memory.
             self.memory.cache, self.memory.tokens, self.memory.lengths = (
@@ -114,17 +144,30 @@ class CachedModel:
         lengths_B: Tensor,
         nodes: tuple[Tensor, Tensor] | None = None,
         taps: tuple[Tap, ...] = (),
+        behind: int | None = None,
+        chain: bool = False,
     ) -> Scores:
-        """Run over the first ``lengths_B`` (1 or more) of each row, and a draft tree (tokens, parents) [B, N]."""
+        """Run over committed tokens that the cache lacks, and a draft tree.
+
+        Args:
+            tokens_BS, lengths_B: the rows; lengths are 1 or more.
+            nodes: tokens and parents of the tree, [B, N] each.
+            taps: states that are wanted.
+            behind: the most tokens that the cache lacks once it has seen the rows: shapes then do not depend on
+                them. None looks.
+            chain: whether every row of the tree is known to be a chain.
+        """
         nodes_BN, parents_BN = nodes or (tokens_BS[:, :0], tokens_BS[:, :0])
-        self._hanging = Hanging(lengths_B, nodes_BN, parents_BN)
+        self._hanging = Hanging(lengths_B, nodes_BN, parents_BN, chain)
+        self._static = behind is not None and self._follows
         # What the forward overwrites is no longer held, whatever becomes of the forward.
-        self.memory.lengths = self.memory.common(tokens_BS, lengths_B)
+        self.memory.lengths.copy_(self.memory.common(tokens_BS, lengths_B))
         # The last committed token is always fed: its logits are wanted.
-        what = feed(tokens_BS, torch.minimum(self.memory.lengths, lengths_B - 1), self._hanging)
-        scores = self._forward(what, nodes_BN.shape[1] + 1, taps)
+        held_B = torch.minimum(self.memory.lengths, lengths_B - 1)
+        scores = self._forward(self._feed(tokens_BS, held_B, 0, behind or 0), nodes_BN.shape[1] + 1, taps)
         if self._owns:
-            self.memory.tokens, self.memory.lengths = tokens_BS, lengths_B
+            self.memory.hold(tokens_BS, lengths_B)
+        self._follows = True
         return scores
 
     def grow(self, tokens_BW: Tensor, parents_BW: Tensor) -> Tensor:
@@ -132,8 +175,11 @@ class CachedModel:
         if self._hanging is None:
             raise RuntimeError("grow comes after advance")
         fed, self._hanging = self._hanging.size, self._hanging.more(tokens_BW, parents_BW)
-        what = feed(self.memory.tokens[:, :0], self._hanging.lengths, self._hanging, fed)
-        return self._forward(what, tokens_BW.shape[1]).logits
+        what = self._feed(self.memory.tokens[:, :0], self._hanging.lengths, fed, 0)
+        scores = self._forward(what, tokens_BW.shape[1])
+        if self._owns:
+            self.memory.extend(self._hanging)
+        return scores.logits
 
     def keep(self, path_BD: Tensor, accepted_B: Tensor, tokens_BS: Tensor, lengths_B: Tensor) -> None:
         """Make accepted nodes committed tokens; the first ``lengths_B`` of ``tokens_BS`` are the rows now."""
@@ -142,12 +188,17 @@ class CachedModel:
         before_B = self._hanging.lengths
         depth_D = torch.arange(path_BD.shape[1], device=path_BD.device)
         moved_BD = (path_BD != depth_D) & (depth_D < accepted_B[:, None])
-        if bool(moved_BD.any()):
+        if not self._hanging.chain and (self._static or bool(moved_BD.any())):
             source_BD = torch.where(moved_BD, before_B[:, None] + path_BD, self.memory.cache.trash)
             target_BD = torch.where(moved_BD, before_B[:, None] + depth_D, self.memory.cache.trash)
             self.memory.cache.move(source_BD, target_BD)
-        self.memory.tokens = tokens_BS
-        self.memory.lengths = torch.minimum(before_B + accepted_B, lengths_B)
+        self.memory.hold(tokens_BS, torch.minimum(before_B + accepted_B, lengths_B))
+
+    def _feed(self, tokens_BS: Tensor, held_B: Tensor, fed: int, behind: int) -> Feed:
+        hanging, extent = cast(Hanging, self._hanging), None
+        if self._static:
+            extent = Extent(behind, self.memory.tokens.shape[1] + hanging.size)
+        return feed(tokens_BS, held_B, hanging, fed, extent, brief=self._static and self.network.brief)
 
     def _forward(self, what: Feed, keep: int, taps: tuple[Tap, ...] = ()) -> Scores:
         self.memory.cache.grow(what.span)

@@ -94,11 +94,11 @@ class TableModel:
     def early_exit(self, layers: int) -> TableModel:
         return TableModel(self.table / 2 + TableModel.random(self.vocab_size, layers).table / 2)
 
-    def begin(self, rows: int, slots: int) -> None: ...
+    def begin(self, *_: object) -> None: ...
 
     def keep(self, *_: Tensor) -> None: ...
 
-    def advance(self, tokens_BS, lengths_B, nodes=None, taps=()):
+    def advance(self, tokens_BS, lengths_B, nodes=None, taps=(), behind=None, chain=False):
         last_B2 = tokens_BS.gather(1, torch.stack([(lengths_B - 2).clamp(min=0), lengths_B - 1], 1))
         self.tokens_BM, self.before_B = last_B2[:, 1:], last_B2[:, :1]
         root_B1V = self.table[self.before_B, self.tokens_BM]
