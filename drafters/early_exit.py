@@ -28,6 +28,7 @@ class EarlyExitDrafter:
     """
 
     wants: tuple[Tap, ...] = ()
+    static = True
 
     def __init__(
         self, exit_layer: int | None = None, length: int = 3, width: int = 1, nodes: int | None = None

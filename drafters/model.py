@@ -30,7 +30,7 @@ class ModelDrafter:
         width: children per node, and nodes that have children per level.
         nodes: most nodes of the tree; None keeps all.
         tokenizer: for a model in memory, so that vocabularies can be compared token by token.
-        dtype, device: see ``specdec.runtime.load``.
+        dtype, device, runtime: see ``specdec.runtime.load``; rounds are replayed if the target's runtime does so.
 
     Raises:
         ValueError: a length, width or nodes below 1, or (when decoding begins) another vocabulary.
@@ -38,6 +38,7 @@ class ModelDrafter:
     """
 
     wants: tuple[Tap, ...] = ()
+    static = True
 
     def __init__(
         self,
@@ -48,9 +49,10 @@ class ModelDrafter:
         tokenizer: Any | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
+        runtime: str = "auto",
     ) -> None:
         self.shape = Shape(length, width, nodes)
-        loaded = load(model, tokenizer, dtype, device)
+        loaded = load(model, tokenizer, dtype, device, runtime)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self._vocabulary = 0
 
@@ -58,7 +60,7 @@ class ModelDrafter:
         """Forget the last generation. Raises ValueError where the vocabularies differ."""
         check_vocabulary(self, target)
         self._vocabulary = target.vocab_size
-        self.model.begin(*seq.tokens.shape, int(seq.limits.max()), seq.static)
+        self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)
 
     def draft(self, context: Context, noise: Noise) -> Draft:
         """A chain or a tree for every row."""

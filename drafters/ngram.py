@@ -31,6 +31,7 @@ class NgramDrafter:
     """
 
     wants: tuple[Tap, ...] = ()
+    static = True
 
     def __init__(self, length: int = 10, max_ngram: int = 3, min_ngram: int = 1) -> None:
         if not 1 <= min_ngram <= max_ngram:

@@ -12,6 +12,7 @@ class NullDrafter:
     """Proposes nothing. The baseline that a speedup is measured against."""
 
     wants: tuple[Tap, ...] = ()
+    static = True
 
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """Nothing to forget."""

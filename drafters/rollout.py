@@ -22,7 +22,9 @@ def chain(model: CachedModel, context: Context, noise: Noise, length: int, vocab
     """
     sampling = context.sampling
     # Of its own last chain the model has not read the last token, and of the target's round the correction.
-    logits_B1V = model.advance(context.tokens, context.lengths, behind=2 if context.static else None, chain=True).logits
+    logits_B1V = model.advance(
+        context.tokens, context.lengths, behind=2 if context.static else None, chain=True
+    ).logits
     seen_BV = seen_tokens(context.tokens, context.lengths, vocabulary) if sampling.penalises else None
     tokens, laws = [], []
     for step in range(length):
@@ -67,7 +69,7 @@ def top_k_tree(
             logits_BWV = model.grow(tokens[-1].gather(1, best_BW), fed_BW.gather(1, above_BW))
             node_BW, fed_BW = (
                 size + best_BW,
-                fed + torch.arange(best_BW.shape[1]).to(best_BW).expand_as(best_BW),
+                fed + torch.arange(best_BW.shape[1], device=best_BW.device).expand_as(best_BW),
             )
             fed += best_BW.shape[1]
         size += score_BX.shape[1]
@@ -80,7 +82,9 @@ def top_k_tree(
 def _likeliest(tokens_BN: Tensor, parents_BN: Tensor, scores_BN: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
     # A parent's path is at least as likely as its child's and stands first: the best nodes form a tree.
     kept_BN = scores_BN.sort(dim=-1, descending=True, stable=True).indices[:, :nodes].sort(-1).values
-    place_BN = torch.zeros_like(tokens_BN).scatter(1, kept_BN, torch.arange(nodes).to(kept_BN).expand_as(kept_BN))
+    place_BN = torch.zeros_like(tokens_BN).scatter(
+        1, kept_BN, torch.arange(nodes, device=kept_BN.device).expand_as(kept_BN)
+    )
     above_BN = parents_BN.gather(1, kept_BN)
     moved_BN = place_BN.gather(1, above_BN.clamp(min=0))
     return tokens_BN.gather(1, kept_BN), torch.where(above_BN >= 0, moved_BN, above_BN)

@@ -23,7 +23,7 @@ class SyntheticDrafter(ModelDrafter):
         length, width, nodes: see ``ModelDrafter``. Wider trees gain nothing: a second guess is right by
             chance only.
         seed: chooses the tokens after which it is wrong.
-        dtype, device: see ``specdec.runtime.load``.
+        dtype, device, runtime: see ``specdec.runtime.load``.
 
     Raises:
         ValueError: an unknown shape, an agreement that is no share, or what ``ModelDrafter`` refuses.
@@ -39,6 +39,7 @@ class SyntheticDrafter(ModelDrafter):
         seed: int = 0,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
+        runtime: str = "auto",
     ) -> None:
-        made = load(Synthetic(model, agreement, seed), dtype=dtype, device=device)
+        made = load(Synthetic(model, agreement, seed), dtype=dtype, device=device, runtime=runtime)
         super().__init__(made.model, length, width, nodes, made.tokenizer)

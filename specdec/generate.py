@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,8 +16,11 @@ from specdec.metrics import Metrics
 from specdec.noise import Noise, Still
 from specdec.prompts import Prompt, encode
 from specdec.protocols import AcceptanceRule, Drafter, Verifier
+from specdec.runtime.clock import DeviceClock
+from specdec.runtime.replay import Replay
 from specdec.sampling import Sampling
 from specdec.sequences import Sequences
+from specdec.stage import Stage
 from specdec.trace import Step, Timed, Trace
 
 
@@ -81,21 +85,56 @@ def generate(
     rows, single = encode(prompts, tokenizer)
     check_ids(rows, verifier.vocab_size)
     ends = (*getattr(verifier, "end_tokens", ()), *([stop] if isinstance(stop, int) else stop or ()))
-    seq = Sequences.start(rows, max_new_tokens, ends, sampling, verifier.device)
     accept = acceptance or Ratio()
+    seq = Sequences.start(rows, max_new_tokens, ends, sampling, verifier.device)
     trace = Trace(listener=None if stream is None else Streamer(stream))
+    decode = plainly if verifier.replay is None else replayed
+    seq = decode(seq, drafter, verifier, accept, seed, trace)
+    return result(seq, trace, accept.lossless, tokenizer, single)
+
+
+def plainly(
+    seq: Sequences, drafter: Drafter, verifier: Verifier, accept: AcceptanceRule, seed: int, trace: Trace
+) -> Sequences:
+    """Decode with every operation launched by the host."""
     guarded = Guarded(drafter, trace)
     guarded.begin(verifier, seq)
     verifier.begin(seq, guarded.wants)
     with trace.running({"target": module(verifier), "drafter.model": module(drafter)}):
-        seq = serial(seq, Timed(guarded, trace), verifier, accept, noise_for(seq, seed, accept), trace)
-    return result(seq, trace, accept.lossless, tokenizer, single)
+        return serial(seq, Timed(guarded, trace), verifier, accept, noise_for(seq, seed, accept), trace)
 
 
-def noise_for(seq: Sequences, seed: int, accept: AcceptanceRule) -> Noise:
+def replayed(
+    seq: Sequences, drafter: Drafter, verifier: Verifier, accept: AcceptanceRule, seed: int, trace: Trace
+) -> Sequences:
+    """Decode with rounds replayed on the device, while the host reads what the one before has done."""
+    guarded, replay = Guarded(drafter, trace), cast(Replay, verifier.replay)
+    rows, slots = seq.tokens.shape
+    seq = replace(seq.padded(verifier.model.room(rows, capacity(slots))), static=True)
+    guarded.begin(verifier, seq)
+    verifier.begin(seq, guarded.wants)
+    replay.begin()
+    drafts, model = getattr(drafter, "static", False), getattr(drafter, "model", None)
+    # A drafter on the host asks for the tokens themselves: nothing is won by not knowing them.
+    trace.lag = 1 if drafts else 0
+    if seq.tokens.is_cuda:
+        trace.clock = DeviceClock()
+    stage = Stage(replay, trace, (verifier.model, *([] if model is None else [model])), drafts, verifier.width)
+    with trace.running({}):
+        return serial(seq, guarded, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
+
+
+def capacity(slots: int) -> int:
+    """Token slots for rows of so many: few sizes, so that few recordings are made."""
+    return max(512, 1 << (slots - 1).bit_length()) if slots <= 4096 else -(-slots // 4096) * 4096
+
+
+def noise_for(seq: Sequences, seed: int, accept: AcceptanceRule, replay: Replay | None = None) -> Noise:
     """The noise of a generation; none when greedy."""
     if seq.sampling.greedy:
         return Still()
+    if replay is not None:
+        return replay.noise(seed, len(seq.tokens), seq.tokens.shape[1], accept.coupled, seq.tokens.device)
     rows_B = torch.arange(len(seq.lengths), device=seq.lengths.device)
     return Noise(seed, rows_B, seq.tokens.shape[1] + 1, accept.coupled)
 

@@ -19,7 +19,6 @@ from specdec.types import Context, Draft, Tap
 TOLERANCE = 1e-4
 
 
-
 class Guarded:
     """A drafter whose failures cost a round of plain decoding; every one is counted in the trace."""
 
@@ -31,6 +30,15 @@ class Guarded:
     @property
     def wants(self) -> tuple[Tap, ...]:
         return self._drafter.wants
+
+    @property
+    def static(self) -> bool:
+        return self._drafter.static
+
+    @property
+    def identity(self) -> object:
+        """What a recording may take it for."""
+        return self._drafter
 
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """Raises what the drafter raises: here target and drafter find out that they do not fit."""

@@ -28,7 +28,7 @@ class Lane(IntEnum):
     RACE = 3  # one number per vocabulary entry, shared by drafter and target
 
 
-def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
+def philox(counter: tuple[Tensor, ...], key: tuple[int, ...] | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Philox4x32-10: four int64 tensors of 32-bit counter words (broadcast) to four of random words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -52,11 +52,23 @@ class Noise:
     """
 
     def __init__(self, seed: int, rows_B: Tensor, positions: int, coupled: bool = False) -> None:
-        self.key = (seed & _WORD, (seed >> 32) & _WORD)
+        self.key = tuple(torch.tensor(word, device=rows_B.device) for word in (seed & _WORD, (seed >> 32) & _WORD))
         self.rows = rows_B
         self.positions = positions
         self.coupled = coupled
         self._tables: dict[tuple[Lane, int], Tensor] = {}
+
+    @property
+    def identity(self) -> object:
+        """What a recording may take it for."""
+        return self
+
+    def reseed(self, seed: int) -> None:
+        """Turn into the noise of another seed, in place: what was recorded with this one draws from it."""
+        for word, value in zip(self.key, (seed & _WORD, (seed >> 32) & _WORD), strict=True):
+            word.fill_(value)
+        for (lane, block), table_BS in self._tables.items():
+            table_BS.copy_(self._numbers(lane, block))
 
     def words(self, positions: Tensor, lane: Lane, blocks: Tensor) -> Tensor:
         """int64 [B, ..., 4 * blocks]: 32-bit words for each position, [B, ...]; a block is four words."""
@@ -75,10 +87,13 @@ class Noise:
     def _table(self, lane: Lane, block: int) -> Tensor:
         # All positions at once: a hundred small launches for one number would cost more than the model.
         if (lane, block) not in self._tables:
-            span_BS = torch.arange(self.positions, device=self.rows.device).expand(len(self.rows), -1)
-            words = self.words(span_BS, lane, torch.tensor([block], device=self.rows.device))
-            self._tables[lane, block] = (words + 0.5) / 2.0**32
+            self._tables[lane, block] = self._numbers(lane, block)
         return self._tables[lane, block]
+
+    def _numbers(self, lane: Lane, block: int) -> Tensor:
+        span_BS = torch.arange(self.positions, device=self.rows.device).expand(len(self.rows), -1)
+        words = self.words(span_BS, lane, torch.full((1,), block, device=self.rows.device))
+        return (words + 0.5) / 2.0**32
 
     def accepts(self, chance: Tensor, positions: Tensor, index: int = 0) -> Tensor:
         """bool [B, ...]: true with probability ``chance``; ``index`` tells several at one position apart."""
@@ -125,6 +140,10 @@ class Still(Noise):
 
     def __init__(self) -> None:
         super().__init__(0, torch.zeros(0, dtype=torch.int64), 0)
+
+    @property
+    def identity(self) -> object:
+        return Still
 
     def accepts(self, chance: Tensor, positions: Tensor, index: int = 0) -> Tensor:
         return chance > 0.5

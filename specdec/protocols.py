@@ -12,6 +12,7 @@ from torch import Tensor
 
 from specdec.noise import Noise
 from specdec.runtime import CachedModel
+from specdec.runtime.replay import Replay
 from specdec.sequences import Sequences
 from specdec.types import Advice, Context, Draft, Tap, Verdict
 
@@ -46,6 +47,16 @@ class Verifier(Protocol):
         """V, width of the target's logits."""
         ...
 
+    @property
+    def replay(self) -> Replay | None:
+        """What plays recorded rounds, None where the host launches every operation."""
+        ...
+
+    @property
+    def width(self) -> int | None:
+        """Tokens of every replayed forward after prefill; None takes as many as a draft has."""
+        ...
+
     def begin(self, seq: Sequences, wants: tuple[Tap, ...] = ()) -> None:
         """A new generation starts. Raises ValueError where the target cannot hold these rows."""
         ...
@@ -65,6 +76,11 @@ class Drafter(Protocol):
     @property
     def wants(self) -> tuple[Tap, ...]:
         """Taps it would like from the target's forward."""
+        ...
+
+    @property
+    def static(self) -> bool:
+        """Whether ``draft`` is a tensor function whose shapes do not depend on the rows, and can be replayed."""
         ...
 
     def begin(self, target: Verifier, seq: Sequences) -> None:

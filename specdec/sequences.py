@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specdec.sampling import Sampling
 from specdec.types import Advice, Context, Draft, Verdict
@@ -44,9 +45,8 @@ class Sequences:
         stop: Sequence[int] = (),
         sampling: Sampling | None = None,
         device: torch.device | str = "cpu",
-        slots: int = 0,
     ) -> Sequences:
-        """Rows before the first round, with at least ``slots`` token slots each.
+        """Rows before the first round.
 
         Raises:
             ValueError: no prompt, an empty one, or nothing to generate.
@@ -56,7 +56,7 @@ class Sequences:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
         lengths_B = torch.tensor([len(prompt) for prompt in prompts])
-        tokens_BS = torch.zeros(len(prompts), max(slots, int(lengths_B.max()) + max_new_tokens), dtype=torch.int64)
+        tokens_BS = torch.zeros(len(prompts), int(lengths_B.max()) + max_new_tokens, dtype=torch.int64)
         for row, prompt in zip(tokens_BS, prompts, strict=True):
             row[: len(prompt)] = torch.as_tensor(prompt, dtype=torch.int64)
         lengths_B = lengths_B.to(device)
@@ -69,6 +69,10 @@ class Sequences:
             torch.tensor(sorted(set(stop)), dtype=torch.int64, device=device),
             sampling or Sampling(),
         )
+
+    def padded(self, slots: int) -> Sequences:
+        """The rows with at least ``slots`` token slots."""
+        return replace(self, tokens=pad(self.tokens, (0, max(0, slots - self.tokens.shape[1]))))
 
     @property
     def done(self) -> bool:
@@ -106,5 +110,5 @@ def new_tokens(draft: Draft, verdict: Verdict) -> Tensor:
     """int64 [B, J]: the accepted tokens, then the correction or bonus token, then padding (0)."""
     path_BD = verdict.path
     accepted_BD = torch.where(path_BD >= 0, draft.tokens.gather(1, path_BD.clamp(min=0)), 0)
-    new_BJ = torch.nn.functional.pad(accepted_BD, (0, 1))
+    new_BJ = pad(accepted_BD, (0, 1))
     return new_BJ.scatter(1, verdict.accepted[:, None], verdict.tokens[:, None])

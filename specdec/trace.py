@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from specdec.protocols import Drafter
+from specdec.runtime.clock import DeviceClock
 from specdec.runtime.mail import Mail
 from specdec.sequences import Sequences, new_tokens
 from specdec.types import Draft, Verdict
@@ -99,13 +100,13 @@ class Trace:
     """Spans, rounds and faults of one generation.
 
     Args:
-        clock: seconds; a wall clock, or a virtual one.
+        clock: seconds; a wall clock, a virtual one, or a device's.
         listener: called after every round with what it added to every row.
         drafter: what faults are booked under.
         lag: rounds that the host may run ahead of what it has read, so that a device need not wait for it.
     """
 
-    clock: Callable[[], float] = time.perf_counter
+    clock: Callable[[], Any] = time.perf_counter
     listener: Callable[[list[Step]], None] | None = None
     lag: int = 0
     drafter: str = "drafter"
@@ -116,6 +117,7 @@ class Trace:
     start: float = 0.0
     end: float = 0.0
     _mail: list[Any] = field(default_factory=list)
+    _marks: list[tuple[str, Any, Any]] = field(default_factory=list)
 
     def round(self, report: Tensor) -> None:
         """Record what one round did to every row that had not ended before it; see ``report``."""
@@ -124,7 +126,9 @@ class Trace:
             self._read(self._mail.pop(0).tolist())
 
     def _read(self, lines: list[list[int]]) -> None:
-        steps = [Step(row, line[1], line[6] == 1, line[TOKENS : TOKENS + line[4]]) for row, line in enumerate(lines)]
+        steps = [
+            Step(row, line[1], line[6] == 1, line[TOKENS : TOKENS + line[4]]) for row, line in enumerate(lines)
+        ]
         for (ended, _, drafted, nodes, committed, accepted, *_), step in zip(lines, steps, strict=True):
             if not ended:
                 # Where the row's end cut the round short, what lies behind was neither accepted nor rejected.
@@ -151,7 +155,7 @@ class Trace:
         try:
             yield
         finally:
-            self.spans.append(Span(lane, start, self.clock()))
+            self._marks.append((lane, start, self.clock()))
 
     @contextmanager
     def running(self, networks: dict[str, nn.Module | None]) -> Iterator[None]:
@@ -160,21 +164,27 @@ class Trace:
             for lane, network in networks.items():
                 if network is not None:
                     stack.enter_context(self._watching(network, lane))
-            self.start = self.clock()
+            start = self.clock()
             try:
                 yield
             finally:
-                self.end = self.clock()
+                self._settle(start, self.clock())
+
+    def _settle(self, start: Any, end: Any) -> None:
+        read = self.clock.seconds if isinstance(self.clock, DeviceClock) else float
+        self.start, self.end = read(start), read(end)
+        self.spans += [Span(lane, read(first), read(last)) for lane, first, last in self._marks]
+        self._marks.clear()
 
     @contextmanager
     def _watching(self, network: nn.Module, lane: str) -> Iterator[None]:
-        starts: list[float] = []
+        starts: list[Any] = []
 
         def begin(*_: Any) -> None:
             starts.append(self.clock())
 
         def finish(*_: Any) -> None:
-            self.spans.append(Span(lane, starts.pop(), self.clock()))
+            self._marks.append((lane, starts.pop(), self.clock()))
 
         handles = [
             network.register_forward_pre_hook(begin, prepend=True),

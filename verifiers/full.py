@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from specdec.runtime import CachedModel, load
 from specdec.runtime.model import Scores
+from specdec.runtime.replay import Replay
 from specdec.sampling import seen_along, seen_tokens
 from specdec.sequences import Sequences
 from specdec.types import Advice, Draft, Tap, Verdict
@@ -27,11 +28,13 @@ class FullVerifier:
         model: a Hugging Face id, a directory, a GGUF file, a short name such as ``smollm2-135m-instruct``,
             or a Hugging Face model in memory.
         tokenizer: for a model in memory, if text is to go in or out.
-        dtype, device: see ``specdec.runtime.load``.
+        dtype, device, runtime: see ``specdec.runtime.load``.
+        width: tokens of every forward after prefill, drafts being padded; None takes as many as a draft has. Plain
+            decoding at the width of a verification rounds as that does: outputs are then equal bit by bit.
 
     Raises:
         OSError: there is no such model.
-        ValueError: it is damaged, or of an unsupported architecture.
+        ValueError: it is damaged, of an unsupported architecture, or a runtime that it cannot have.
     """
 
     def __init__(
@@ -40,8 +43,14 @@ class FullVerifier:
         tokenizer: Any | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
+        runtime: str = "auto",
+        width: int | None = None,
     ) -> None:
-        loaded = load(model, tokenizer, dtype, device)
+        loaded = load(model, tokenizer, dtype, device, runtime)
+        if width is not None and not loaded.graphed:
+            raise ValueError("width is for replayed rounds: it needs runtime=graphed, and so a GPU")
+        self.replay = Replay() if loaded.graphed else None
+        self.width = width
         self.model, self.tokenizer, self.end_tokens = loaded.model, loaded.tokenizer, loaded.end_tokens
         self._taps: tuple[Tap, ...] = ()
 
@@ -63,7 +72,7 @@ class FullVerifier:
     def begin(self, seq: Sequences, wants: tuple[Tap, ...] = ()) -> None:
         """Forget the last generation. Raises ValueError where the rows outgrow the model's positions."""
         self._taps = wants
-        self.model.begin(*seq.tokens.shape, int(seq.limits.max()), seq.static)
+        self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)
 
     def score(self, seq: Sequences, draft: Draft) -> FullEvidence:
         """One forward over what the cache lacks of the rows, and the draft."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class KVCache:
     """Keys and values of every layer, [B, H, S + 1, E] each; the last slot takes what padding writes.
 

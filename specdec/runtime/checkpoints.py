@@ -13,7 +13,7 @@ from pathlib import Path
 import platformdirs
 import torch
 
-from specdec.runtime.huggingface import read_model, read_tokenizer
+from specdec.runtime.huggingface_files import read_model, read_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -113,7 +113,12 @@ class Feed:
 
 
 def feed(
-    tokens_BS: Tensor, held_B: Tensor, hanging: Hanging, fed: int = 0, extent: Extent | None = None, brief: bool = False
+    tokens_BS: Tensor,
+    held_B: Tensor,
+    hanging: Hanging,
+    fed: int = 0,
+    extent: Extent | None = None,
+    brief: bool = False,
 ) -> Feed:
     """The committed tokens from ``held_B`` on, then the nodes of the tree from index ``fed`` on.
 

@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 from specdec.runtime.checkpoints import SHORT_NAMES, resolve
-from specdec.runtime.huggingface import Network, end_tokens, read_model, read_tokenizer
+from specdec.runtime.huggingface import Network
+from specdec.runtime.huggingface_files import end_tokens, read_model, read_tokenizer
 from specdec.runtime.model import CachedModel
 from specdec.runtime.synthetic import PREFIX, Synthetic
+
+RUNTIMES = ("eager", "graphed", "auto")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Loaded:
     model: CachedModel
     tokenizer: Any | None
     end_tokens: tuple[int, ...]
+    graphed: bool = False
 
 
 def load(
@@ -29,6 +33,7 @@ def load(
     tokenizer: Any | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
+    runtime: str = "auto",
 ) -> Loaded:
     """A model with a cache.
 
@@ -40,6 +45,8 @@ def load(
             otherwise.
         dtype: "auto" is bfloat16 on a GPU and on a CPU that computes in it, else float32.
         device: "auto" is the first GPU, else the CPU.
+        runtime: "eager" launches every operation, "graphed" replays whole rounds on a GPU, "auto" does so where
+            there is one.
 
     Raises:
         FileNotFoundError, OSError: there is no such model.
@@ -50,10 +57,10 @@ def load(
     if isinstance(source, Synthetic):
         device = pick_device(device)
         made = source.module(pick_dtype(dtype, device), device)
-        return Loaded(CachedModel(Network(made)), tokenizer or source.tokenizer, ())
+        return prepared(Network(made), tokenizer or source.tokenizer, (), runtime)
     if isinstance(source, nn.Module):
         module: Any = source
-        return Loaded(CachedModel(Network(module)), tokenizer, end_tokens(module))
+        return prepared(Network(module), tokenizer, end_tokens(module), runtime)
     if not isinstance(source, str | Path):  # made by the caller, tests' stand-ins included
         return Loaded(source, tokenizer, ())
     device = pick_device(device)
@@ -63,7 +70,24 @@ def load(
         tokenizer = tokenizer or read_tokenizer(path)
     except OSError as error:
         raise OSError(f"cannot load {str(source)!r}: {reason(path, error)}") from error
-    return Loaded(CachedModel(Network(module)), tokenizer, end_tokens(module))
+    return prepared(Network(module), tokenizer, end_tokens(module), runtime)
+
+
+def prepared(network: Network, tokenizer: Any | None, ends: tuple[int, ...], runtime: str) -> Loaded:
+    """A network, ready to run as it is wanted. Raises ValueError for a runtime that it cannot have."""
+    graphed = pick_runtime(runtime, network.device)
+    if graphed:
+        network.quicken()
+    return Loaded(CachedModel(network), tokenizer, ends, graphed)
+
+
+def pick_runtime(runtime: str, device: torch.device) -> bool:
+    """Whether rounds are replayed. Raises ValueError for a runtime that is unknown or needs another device."""
+    if runtime not in RUNTIMES:
+        raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, not {runtime!r}")
+    if runtime == "graphed" and device.type != "cuda":
+        raise ValueError(f"runtime=graphed needs a GPU, but the model is on {device}: pass runtime=eager or auto")
+    return runtime != "eager" and device.type == "cuda"
 
 
 def reason(path: str | Path, error: OSError) -> str:

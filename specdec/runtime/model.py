@@ -18,6 +18,9 @@ from specdec.runtime.feed import Extent, Feed, Hanging, feed
 from specdec.runtime.huggingface import Network
 from specdec.types import Tap
 
+# Slots for the nodes of draft trees, so that the cache need not grow for them.
+MARGIN = 64
+
 
 @dataclass
 class Memory:
@@ -28,9 +31,9 @@ class Memory:
     lengths: Tensor
 
     @classmethod
-    def empty(cls, rows: int, slots: int, device: torch.device) -> Memory:
+    def empty(cls, rows: int, slots: int, device: torch.device, margin: int = 0) -> Memory:
         nothing_BS = torch.zeros(rows, slots, dtype=torch.int64, device=device)
-        return cls(KVCache(rows, slots), nothing_BS, torch.zeros(rows, dtype=torch.int64, device=device))
+        return cls(KVCache(rows, slots + margin), nothing_BS, torch.zeros(rows, dtype=torch.int64, device=device))
 
     def hold(self, tokens_BS: Tensor, lengths_B: Tensor) -> None:
         """Note what the cache holds now, in place: what reads these tensors later need not be told."""
@@ -46,7 +49,9 @@ class Memory:
         slot_S = torch.arange(self.tokens.shape[1], device=chain.tokens.device)
         node_BS = slot_S - chain.lengths[:, None]
         there_BS = (node_BS >= 0) & (node_BS < chain.size)
-        self.tokens.copy_(torch.where(there_BS, chain.tokens.gather(1, node_BS.clamp(0, chain.size - 1)), self.tokens))
+        self.tokens.copy_(
+            torch.where(there_BS, chain.tokens.gather(1, node_BS.clamp(0, chain.size - 1)), self.tokens)
+        )
         self.lengths.copy_((chain.lengths + straight_BN.sum(1)).clamp(max=len(slot_S)))
 
     def common(self, tokens_BS: Tensor, lengths_B: Tensor) -> Tensor:
@@ -126,13 +131,18 @@ class CachedModel:
         if stay and self.memory.tokens.shape[0] == rows and self.memory.tokens.shape[1] >= slots:
             self.memory.lengths.zero_()
         elif self._owns:
-            fresh = Memory.empty(rows, slots, self.device)
+            fresh = Memory.empty(rows, slots, self.device, MARGIN if stay else 0)
             # In place: the early exits of this model look at the same memory.
             self.memory.cache, self.memory.tokens, self.memory.lengths = (
                 fresh.cache,
                 fresh.tokens,
                 fresh.lengths,
             )
+
+    def room(self, rows: int, slots: int) -> int:
+        """Slots of rows that need so many, for which the cache can stay where it is."""
+        held_rows, held = self.memory.tokens.shape
+        return max(slots, held) if held_rows == rows else slots
 
     def early_exit(self, layers: int) -> CachedModel:
         """The first ``layers`` layers with this model's own norm and head, on this model's cache."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from specdec.noise import philox
 from specdec.runtime.byte_tokenizer import ByteTokenizer
-from specdec.runtime.huggingface import new_model
+from specdec.runtime.huggingface_files import new_model
 
 PREFIX = "synthetic/"
 SPREAD = 0.02  # standard deviation of the weights, as checkpoints start their training from

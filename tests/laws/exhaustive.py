@@ -20,8 +20,7 @@ from specdec.noise import Lane, Noise
 from specdec.runtime.model import Scores
 from specdec.sampling import Sampling
 from specdec.sequences import Sequences
-from specdec.trace import Step
-from specdec.trace import Trace
+from specdec.trace import Step, Trace
 
 Distribution = dict[tuple[int, ...], float]
 

@@ -9,7 +9,6 @@ from specdec import Draft, Metrics, Trace, Verdict
 from specdec.sequences import Sequences
 from specdec.trace import FAULTS, Round, Span, report
 
-
 NO_FAULTS = torch.zeros(1, len(FAULTS), dtype=torch.bool)
 
 

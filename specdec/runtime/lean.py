@@ -1,0 +1,122 @@
+"""Llama-like networks in seven kernels a layer, each bound by the weights it reads.
+
+B rows, W tokens of one forward, M = B * W, K keep, V vocabulary, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import embedding
+
+from specdec.runtime.kernels.attention import attend
+from specdec.runtime.kernels.linear import linear
+from specdec.runtime.kernels.rotary import rotate
+from specdec.runtime.sight import Sight
+from specdec.types import Tap
+
+
+@dataclass(frozen=True)
+class LeanLayer:
+    """Weights of one decoder layer, projections that read the same input packed into one.
+
+    Attributes:
+        norm, mlp_norm: [hidden], weights of the RMS norms before attention and MLP.
+        qkv: [(Q + 2H) * E, hidden]; ``qkv_bias`` its bias or None.
+        gains: [2, E], norms of query and key heads (Qwen3), or None.
+        out: [hidden, Q * E]; ``out_bias`` its bias or None.
+        gate_up: [2 * inner, hidden]; down: [hidden, inner].
+        sliding: size of the sliding window, None where all is seen.
+    """
+
+    norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    gains: Tensor | None
+    out: Tensor
+    out_bias: Tensor | None
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+    sliding: int | None = None
+
+
+@dataclass(frozen=True)
+class LeanNetwork:
+    """Embedding, layers, norm and head.
+
+    Attributes:
+        embed: [V, hidden].
+        layers: the decoder layers.
+        norm: [hidden], the final norm's weight.
+        head: [V, hidden].
+        cosines, sines: [positions, E].
+        epsilon: of every norm.
+        scale: of the attention scores.
+        overlap: whether a kernel may start before the last one has ended.
+    """
+
+    embed: Tensor
+    layers: Sequence[LeanLayer]
+    norm: Tensor
+    head: Tensor
+    cosines: Tensor
+    sines: Tensor
+    epsilon: float
+    scale: float
+    overlap: bool
+
+    def __call__(
+        self,
+        tokens_BW: Tensor,
+        positions_BW: Tensor,
+        slots_BW: Tensor,
+        caches: Sequence[tuple[Tensor, Tensor]],
+        sight: Sight,
+        keep: int,
+        taps: tuple[Tap, ...] = (),
+    ) -> tuple[Tensor, dict[Tap, Tensor]]:
+        """Logits [B, K, V] of the last ``keep`` tokens, and tapped states [B, W, hidden]."""
+        rows, width = tokens_BW.shape
+        x_MX = embedding(tokens_BW.flatten(), self.embed)
+        states = {0: x_MX}
+        sights = {size: sight.within(size) for size in {layer.sliding for layer in self.layers}}
+        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True), 1):
+            x_MX = self._layer(layer, x_MX, positions_BW, slots_BW, cache, sights[layer.sliding])
+            states[index] = x_MX
+        last_MX = x_MX.unflatten(0, (rows, width))[:, width - keep :].flatten(0, 1)
+        logits = linear(last_MX, self.head, gain=self.norm, epsilon=self.epsilon, overlap=self.overlap)
+        tapped = {tap: states[tap.layer].unflatten(0, (rows, width)) for tap in taps}
+        return logits.unflatten(0, (rows, keep)), tapped
+
+    def _layer(
+        self,
+        layer: LeanLayer,
+        x_MX: Tensor,
+        positions_BW: Tensor,
+        slots_BW: Tensor,
+        cache: tuple[Tensor, Tensor],
+        sight: Sight,
+    ) -> Tensor:
+        qkv_MX = linear(
+            x_MX, layer.qkv, gain=layer.norm, epsilon=self.epsilon, bias=layer.qkv_bias, overlap=self.overlap
+        )
+        q_MX = rotate(
+            qkv_MX,
+            self.cosines,
+            self.sines,
+            positions_BW,
+            slots_BW,
+            layer.gains,
+            self.epsilon,
+            *cache,
+            self.overlap,
+        )
+        seen_MX = attend(q_MX, *cache, sight, self.scale, self.overlap)
+        x_MX = linear(seen_MX, layer.out, bias=layer.out_bias, residual_MN=x_MX, overlap=self.overlap)
+        inner_MX = linear(
+            x_MX, layer.gate_up, gain=layer.mlp_norm, epsilon=self.epsilon, gated=True, overlap=self.overlap
+        )
+        return linear(inner_MX, layer.down, residual_MN=x_MX, overlap=self.overlap)

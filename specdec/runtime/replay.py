@@ -1,0 +1,159 @@
+"""Parts of a round recorded as CUDA graphs and replayed: one launch for hundreds of kernels.
+
+What is recorded is the very code that runs without it. A part is played three ways: directly the first time in a
+generation, where shapes depend on the prompt; directly once more for every new shape, so that kernels are compiled
+and libraries set up; and after that from its recording.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec.noise import Noise
+
+log = logging.getLogger(__name__)
+
+
+class Replay:
+    """Plays parts of a round: functions of values that hold tensors, whose shapes do not depend on the rows.
+
+    Args:
+        record: makes a recording; CUDA graphs, unless a test stands in for them.
+    """
+
+    def __init__(self, record: Callable[..., Recording] | None = None) -> None:
+        self._record = record or Recording
+        self._recordings: dict[Hashable, Recording] = {}
+        self._warm: set[Hashable] = set()
+        self._refused: set[Hashable] = set()
+        self._calls: Counter[str] = Counter()
+        self._noise: dict[Hashable, Noise] = {}
+        self._places: Hashable = None
+
+    def begin(self) -> None:
+        """A new generation starts."""
+        self._calls.clear()
+
+    def noise(self, seed: int, rows: int, positions: int, coupled: bool, device: torch.device) -> Noise:
+        """The noise of a seed, in the place from which recordings draw."""
+        key = (rows, positions, coupled)
+        if key not in self._noise:
+            self._noise[key] = Noise(seed, torch.arange(rows, device=device), positions, coupled)
+        self._noise[key].reseed(seed)
+        return self._noise[key]
+
+    def __call__(self, part: Callable[..., Any], places: Hashable, *arguments: Any) -> Any:
+        """Play a part. Recordings are good as long as ``places``, where states lie, stay the same."""
+        first = self._calls[part.__name__] == 0
+        self._calls[part.__name__] += 1
+        leaves: list[Tensor] = []
+        shape = flatten(arguments, leaves)
+        key = (part, shape)
+        self._stay(places)
+        if first or key in self._refused:
+            return part(*arguments)
+        if key not in self._warm:
+            self._warm.add(key)
+            return part(*arguments)
+        if key not in self._recordings and not self._try(key, part, shape, leaves):
+            return part(*arguments)
+        return self._recordings[key](leaves)
+
+    def _try(self, key: Hashable, part: Callable[..., Any], shape: Any, leaves: list[Tensor]) -> bool:
+        try:
+            self._recordings[key] = self._record(part, shape, leaves)
+        except RuntimeError as error:  # out of memory is one of them
+            self._refused.add(key)
+            self._recordings.clear()
+            torch.cuda.empty_cache()
+            log.warning("%s cannot be recorded and is launched kernel by kernel: %s", part.__name__, error)
+            return False
+        return True
+
+    def _stay(self, places: Hashable) -> None:
+        if places != self._places:
+            self._recordings.clear()
+            self._warm.clear()
+            self._places = places
+
+
+class Recording:
+    """One part with its inputs in fixed places.
+
+    Its result lies in fixed places too, and is good until it is played again.
+    """
+
+    def __init__(self, part: Callable[..., Any], shape: Any, leaves: Sequence[Tensor]) -> None:
+        self._inputs = [leaf.clone() for leaf in leaves]
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._result = part(*rebuild(shape, iter(self._inputs)))
+
+    def __call__(self, leaves: Sequence[Tensor]) -> Any:
+        fill(self._inputs, leaves)
+        self._graph.replay()
+        return self._result
+
+
+def fill(places: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy values to where they are read from, one launch per type; those that are there already stay."""
+    by_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for place, value in zip(places, values, strict=True):
+        if place is not value and place.numel():
+            sources = by_type.setdefault(place.dtype, ([], []))
+            sources[0].append(place)
+            sources[1].append(value)
+    for targets, sources_of_type in by_type.values():
+        torch._foreach_copy_(targets, sources_of_type)
+
+
+def flatten(value: Any, leaves: list[Tensor]) -> Any:
+    """Collect the tensors in a value; what is left says how to put it together, and can be compared."""
+    if isinstance(value, Tensor):
+        leaves.append(value)
+        return (Tensor, tuple(value.shape), value.dtype)
+    if isinstance(value, tuple | list):
+        return (tuple, tuple(flatten(part, leaves) for part in value))
+    if isinstance(value, Mapping):
+        return (dict, tuple((key, flatten(part, leaves)) for key, part in value.items()))
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = tuple(
+            (part.name, flatten(getattr(value, part.name), leaves)) for part in fields(value) if part.init
+        )
+        return (type(value), parts)
+    return (None, Held(value))
+
+
+def rebuild(shape: Any, leaves: Iterator[Tensor]) -> Any:
+    """The value that ``flatten`` took apart, with other tensors."""
+    kind, content = shape[0], shape[1]
+    if kind is Tensor:
+        return next(leaves)
+    if kind is tuple:
+        return tuple(rebuild(part, leaves) for part in content)
+    if kind is dict:
+        return {key: rebuild(part, leaves) for key, part in content}
+    if kind is None:
+        return content.value
+    return kind(**{name: rebuild(part, leaves) for name, part in content})
+
+
+class Held:
+    """Something that is no tensor: equal if it is equal, or stands for the same (its ``identity``)."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self._identity = getattr(value, "identity", value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Held) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)

@@ -1,0 +1,55 @@
+"""The parts of a round on a device: replayed where that can be, and timed there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from specdec.loop import propose, verify
+from specdec.runtime.model import CachedModel
+from specdec.runtime.replay import Replay
+from specdec.trace import Trace
+from specdec.types import Draft
+
+LANES = {verify: "target", propose: "drafter"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Plays the parts of one generation.
+
+    Attributes:
+        replay: what has been recorded, in this generation or an earlier one.
+        trace: takes the times.
+        models: those whose caches the recordings read and write.
+        drafts: whether the drafter's part can be recorded too; drafters that work on the host cannot.
+        width: tokens of every verification after prefill; None takes the draft's own.
+    """
+
+    replay: Replay
+    trace: Trace
+    models: tuple[CachedModel, ...]
+    drafts: bool
+    width: int | None = None
+
+    def __call__(self, part: Callable[..., Any], *arguments: Any) -> Any:
+        """Play one part."""
+        if part is verify:
+            seq, draft, *others = arguments
+            arguments = (seq, self._sized(draft), *others)
+        with self.trace.span(LANES[part]):
+            if part is propose and not self.drafts:
+                return part(*arguments)
+            return self.replay(part, self.places, *arguments)
+
+    @property
+    def places(self) -> tuple[object, ...]:
+        """Where the caches lie."""
+        return tuple((model.memory.cache, model.memory.cache.slots) for model in self.models)
+
+    def _sized(self, draft: Draft) -> Draft:
+        """Few sizes, so that few recordings are made: those of device drafters never change."""
+        if self.width is not None:
+            return draft.padded(self.width - 1)
+        return draft if self.drafts else draft.padded((1 << draft.size.bit_length()) - 1)

@@ -1,0 +1,177 @@
+"""Recorded rounds give the tokens of direct ones. Without a GPU a recording is a list of tensor operations."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+import torch
+from families import FAMILIES
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import specdec
+from drafters import EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter, SuffixDrafter
+from specdec import Block, Coupled, Match, Ratio, Sampling
+from specdec.runtime.replay import Held, Recording, Replay, fill, flatten, rebuild
+from verifiers import FullVerifier
+
+ROWS = [[[1, 2, 3, 1, 2], [9], [4] * 11], [[5, 6], [7, 8, 9], [1] * 4]]
+WARM = Sampling(temperature=1.0)
+RULES = [(Sampling(), Ratio()), (WARM, Ratio()), (WARM, Block()), (WARM, Match()), (WARM, Coupled())]
+DRAFTERS = {
+    "plain": lambda model: NullDrafter(),
+    "ngram": lambda model: NgramDrafter(length=4),
+    "suffix": lambda model: SuffixDrafter(),
+    "chain": lambda model: ModelDrafter(model, length=4),
+    "tree": lambda model: ModelDrafter(model, length=3, width=2, nodes=5),
+    "early exit": lambda model: EarlyExitDrafter(exit_layer=1, length=3),
+    "early exit tree": lambda model: EarlyExitDrafter(exit_layer=1, length=2, width=2),
+}
+
+
+class Operations(Recording):
+    """Stands in for a CUDA graph: as there, no Python runs when it is played again, and every number that Python
+    read while it was recorded stays what it was."""
+
+    def __init__(self, part, shape, leaves):
+        self._inputs = [leaf.clone() for leaf in leaves]
+        self._result_shape = None
+
+        def run(*inputs):
+            out = []
+            self._result_shape = flatten(part(*rebuild(shape, iter(inputs))), out)
+            return out
+
+        self._operations = make_fx(run)(*self._inputs)
+
+    def __call__(self, leaves):
+        fill(self._inputs, leaves)
+        return rebuild(self._result_shape, iter(self._operations(*self._inputs)))
+
+
+def replaying(model, made):
+    def record(*what):
+        made.append(what)
+        return Operations(*what)
+
+    verifier = FullVerifier(model)
+    verifier.replay = Replay(record)
+    return verifier
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3-hybrid"])
+@pytest.mark.parametrize(("sampling", "rule"), RULES, ids=lambda part: str(part))
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_tokens_and_rounds_are_those_of_direct_play(kind, name, sampling, rule):
+    model, made = FAMILIES[kind](), []
+    verifier, drafter = replaying(model, made), DRAFTERS[name](model)
+    options = {"max_new_tokens": 30, "sampling": sampling, "acceptance": rule}
+    for seed, rows in enumerate(ROWS):  # the second generation plays what the first has recorded
+        expected = specdec.generate(FullVerifier(model), DRAFTERS[name](model), rows, seed=seed, **options)
+        result = specdec.generate(verifier, drafter, rows, seed=seed, **options)
+        assert torch.equal(result.tokens, expected.tokens)
+        assert not result.metrics.faults
+        assert [(e.row, e.accepted, e.committed) for e in result.trace.rounds] == [
+            (e.row, e.accepted, e.committed) for e in expected.trace.rounds
+        ]
+    if name != "suffix":
+        assert len(made) == 2, "a part was recorded twice, or never"
+
+
+def test_another_prompt_length_and_a_longer_row_cost_no_token(tiny_llama):
+    made = []
+    verifier, drafter = replaying(tiny_llama, made), ModelDrafter(tiny_llama, length=3)
+    for prompt, new in (([1, 2], 20), ([3] * 40, 20), ([1] * 30, 70), ([1, 2], 20)):
+        expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), prompt, max_new_tokens=new)
+        assert specdec.generate(verifier, drafter, prompt, max_new_tokens=new).row() == expected.row()
+
+
+def test_rows_that_outgrow_the_cache_get_a_larger_one(tiny_llama, monkeypatch):
+    monkeypatch.setattr(sys.modules["specdec.generate"], "capacity", lambda slots: -(-slots // 16) * 16)
+    made = []
+    verifier, drafter = replaying(tiny_llama, made), ModelDrafter(tiny_llama, length=3)
+    for new in (10, 60, 30):
+        expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), [1, 2], max_new_tokens=new)
+        assert specdec.generate(verifier, drafter, [1, 2], max_new_tokens=new).row() == expected.row()
+    assert len(made) == 4, "the larger cache needs recordings of its own, a shorter row does not"
+
+
+def test_other_drafts_and_batches_are_told_apart(tiny_llama):
+    verifier = replaying(tiny_llama, [])
+    expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), ROWS[0], max_new_tokens=20)
+    for drafter in (ModelDrafter(tiny_llama, length=2), NullDrafter(), ModelDrafter(tiny_llama, length=5)):
+        for rows in (ROWS[0], ROWS[0][:1]):
+            result = specdec.generate(verifier, drafter, rows, max_new_tokens=20)
+            assert torch.equal(result.tokens, expected.tokens[: len(rows)])
+
+
+def test_end_tokens_stop_a_row_though_the_host_hears_of_it_late(tiny_llama):
+    plain = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), [1, 2], max_new_tokens=30)
+    stop = plain.row()[9]
+    expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), [1, 2], max_new_tokens=30, stop=stop)
+    heard = []
+    result = specdec.generate(
+        replaying(tiny_llama, []), ModelDrafter(tiny_llama, length=3), [1, 2], max_new_tokens=30, stop=stop,
+        stream=lambda row, tokens: heard.extend(tokens),
+    )  # fmt: skip
+    assert result.row() == expected.row() == heard
+
+
+def test_a_fixed_width_pads_every_draft(tiny_llama):
+    verifier, widths = replaying(tiny_llama, []), []
+    verifier.width = 6
+    tiny_llama.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), [1, 2], max_new_tokens=20)
+    widths.clear()
+    for drafter in (NullDrafter(), NgramDrafter(length=3)):
+        assert specdec.generate(verifier, drafter, [1, 2], max_new_tokens=20).row() == expected.row()
+    assert set(widths) == {7, 6}, "a prompt of two tokens and padding, then one token and padding"
+
+
+def test_what_cannot_be_recorded_is_played_directly_and_said_once(tiny_llama, caplog):
+    def refuse(*what):
+        raise torch.OutOfMemoryError("no room")
+
+    verifier = FullVerifier(tiny_llama)
+    verifier.replay = Replay(refuse)
+    with caplog.at_level(logging.WARNING):
+        result = specdec.generate(verifier, NullDrafter(), [1, 2], max_new_tokens=20)
+    expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), [1, 2], max_new_tokens=20)
+    assert result.row() == expected.row()
+    assert len([r for r in caplog.records if "verify cannot be recorded" in r.message]) == 1
+
+
+def test_a_number_that_python_reads_would_be_caught(tiny_llama):
+    # The stand-in must fail where a CUDA graph would: this drafter looks at the rows on the host.
+    class Peeking(ModelDrafter):
+        def draft(self, context, noise):
+            draft = super().draft(context, noise)
+            return draft if int(context.lengths[0]) % 2 else specdec.Draft.empty(context.lengths).padded(4)
+
+    peeking = specdec.generate(
+        replaying(tiny_llama, []), Peeking(tiny_llama, length=4), [1, 2], max_new_tokens=40
+    ).trace.rounds
+    direct = specdec.generate(
+        FullVerifier(tiny_llama), Peeking(tiny_llama, length=4), [1, 2], max_new_tokens=40
+    ).trace.rounds
+    assert [e.committed for e in peeking] != [e.committed for e in direct]
+
+
+def test_a_value_comes_apart_and_together():
+    value = (specdec.Draft.empty(torch.tensor([3])), {"a": torch.ones(2)}, "word", [torch.zeros(1)])
+    leaves: list[torch.Tensor] = []
+    shape = flatten(value, leaves)
+    again = rebuild(shape, iter(leaves))
+    assert again[0].base is value[0].base
+    assert again[1]["a"] is value[1]["a"]
+    assert again[2] == "word"
+    other: list[torch.Tensor] = []
+    assert (
+        flatten((specdec.Draft.empty(torch.tensor([5])), {"a": torch.ones(2)}, "word", [torch.zeros(1)]), other)
+        == shape
+    )
+    assert flatten(value[1:], []) != shape
+    assert Held("word") != Held("other")
