@@ -38,8 +38,8 @@ def fuse(module: Any, config: Any) -> LeanNetwork | None:
     with torch.no_grad():
         network = packed(module, config)
         gap = distance(module, network)
-    # Rounding apart; whatever is missing or scaled elsewhere makes a difference of its own size.
-    if gap > (0.05 if module.dtype in (torch.bfloat16, torch.float16) else 1e-3):
+    # Rounding apart (0.07 after thirty layers in bfloat16): what is missing or scaled elsewhere shows more.
+    if gap > (0.15 if module.dtype in (torch.bfloat16, torch.float16) else 1e-3):
         log.info("%s is not run by the fused kernels: its logits differ by %.2g", type(module).__name__, gap)
         return None
     return network

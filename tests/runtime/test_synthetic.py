@@ -13,7 +13,7 @@ from drafters import NullDrafter
 from specdec import Sampling
 from specdec.runtime import load, synthetic
 from specdec.runtime.byte_tokenizer import ByteTokenizer
-from specdec.runtime.huggingface import new_model
+from specdec.runtime.huggingface_files import new_model
 from specdec.runtime.synthetic import SHAPES, Synthetic, successors
 from verifiers import FullVerifier
 

@@ -1,0 +1,1 @@
+"""Kernels of our own, in Triton, each with the same in PyTorch beside it."""

@@ -60,8 +60,8 @@ def attend(
     )  # fmt: skip
     out_MX = torch.empty_like(q_MX)
     _combine[rows * width, heads * groups](
-        parts, tops, totals, sight.counts, out_MX, width, CHUNKS=chunks, BC=min(16, triton.next_power_of_2(chunks)),
-        num_warps=4, launch_pdl=overlap, **shape,
+        parts, tops, totals, sight.counts, out_MX, width, CHUNKS=chunks,
+        BC=min(16, triton.next_power_of_2(chunks)), num_warps=4, launch_pdl=overlap, **shape,
     )  # fmt: skip
     return out_MX
 
@@ -133,13 +133,13 @@ def _chunk(
         if TREE:
             if shared:
                 top, total, sum = _visit(
-                    q_LE, keys + base, values + base, path, count, low, c * CHUNK, length, depth, slot_stride, scale,
-                    E, BE, LINES, CHUNK, BLOCK, False, PRECISION,
+                    q_LE, keys + base, values + base, path, count, low, c * CHUNK, length, depth, slot_stride,
+                    scale, E, BE, LINES, CHUNK, BLOCK, False, PRECISION,
                 )  # fmt: skip
             else:
                 top, total, sum = _visit(
-                    q_LE, keys + base, values + base, path, count, low, c * CHUNK, length, depth, slot_stride, scale,
-                    E, BE, LINES, CHUNK, BLOCK, True, PRECISION,
+                    q_LE, keys + base, values + base, path, count, low, c * CHUNK, length, depth, slot_stride,
+                    scale, E, BE, LINES, CHUNK, BLOCK, True, PRECISION,
                 )  # fmt: skip
         else:
             top, total, sum = _visit(

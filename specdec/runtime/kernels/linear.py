@@ -66,7 +66,7 @@ def linear(
     tile = tile or tile_for(tokens, outputs, inputs, gated, weight.element_size())
     out_MN = x_MK.new_empty(tokens, outputs)
     parts = (x_MK if part is None else part for part in (gain, bias, residual_MN))
-    options = {
+    options: dict[str, object] = {
         "inputs": inputs, "BN": tile.outputs, "BK": tile.inputs, "NORM": gain is not None, "GATED": gated,
         "BIAS": bias is not None, "RESIDUAL": residual_MN is not None, "OVERLAP": overlap,
         "num_warps": tile.warps, "num_stages": tile.stages, "launch_pdl": overlap,
@@ -98,8 +98,8 @@ def tile_for(tokens: int, outputs: int, inputs: int, gated: bool, size: int = 2)
 
 
 def by_library(
-    x_MK: Tensor, weight: Tensor, gain: Tensor | None, epsilon: float, bias: Tensor | None, residual_MN: Tensor | None,
-    gated: bool,
+    x_MK: Tensor, weight: Tensor, gain: Tensor | None, epsilon: float, bias: Tensor | None,
+    residual_MN: Tensor | None, gated: bool,
 ) -> Tensor:  # fmt: skip
     """For many tokens: products of large matrices are a library's business."""
     normed_MK = x_MK if gain is None else functional.rms_norm(x_MK, x_MK.shape[1:], gain, epsilon)

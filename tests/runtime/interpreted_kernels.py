@@ -1,0 +1,145 @@
+"""Our kernels against the same in PyTorch; run by ``test_kernels`` with Triton's interpreter on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from specdec.runtime.kernels import attention, linear, rotary
+from specdec.runtime.sight import Sight
+
+
+@pytest.fixture
+def kernels():
+    return SimpleNamespace(linear=linear, attention=attention, rotary=rotary)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def near(got, expected):
+    return float((got - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("cores", [False, True], ids=["lanes", "cores"])
+@pytest.mark.parametrize("tokens", [1, 3, 5, 17])
+@pytest.mark.parametrize("extras", ["", "gain gated residual_MN", "gain bias", "bias residual_MN"])
+def test_linear(kernels, tokens, cores, extras):
+    size, outputs = 80, 40
+    parts = {
+        "gain": draw(size, seed=1),
+        "bias": draw(outputs, seed=2),
+        "residual_MN": draw(tokens, outputs, seed=3),
+    }
+    options = {name: parts[name] for name in extras.split() if name in parts} | {"gated": "gated" in extras}
+    x_MK, weight = draw(tokens, size), draw(2 * outputs if "gated" in extras else outputs, size, seed=4)
+    tile = kernels.linear.Tile(16, 32, 4, 2, cores)
+    got = kernels.linear.linear(x_MK, weight, epsilon=1e-5, tile=tile, **options)
+    assert near(got, kernels.linear.linear_reference(x_MK, weight, epsilon=1e-5, **options))
+
+
+def test_linear_takes_rows_that_do_not_lie_side_by_side(kernels):
+    x_MK = draw(4, 2, 32)[:, 1]
+    assert near(kernels.linear.linear(x_MK, draw(24, 32)), x_MK @ draw(24, 32).T)
+
+
+def test_many_tokens_go_to_a_library(kernels):
+    x_MK, weight, gain = draw(kernels.linear.WIDEST + 1, 32), draw(48, 32), draw(32, seed=1)
+    options = {"gain": gain, "epsilon": 1e-5, "gated": True}
+    assert near(
+        kernels.linear.linear(x_MK, weight, **options), kernels.linear.linear_reference(x_MK, weight, **options)
+    )
+
+
+def test_a_row_s_bits_do_not_depend_on_how_many_go_with_it(kernels):
+    x_MK, weight, tile = draw(16, 64), draw(32, 64, seed=1), kernels.linear.Tile(16, 32, 4, 2, True)
+    whole = kernels.linear.linear(x_MK, weight, tile=tile)
+    for tokens in (1, 3, 8):
+        assert torch.equal(kernels.linear.linear(x_MK[:tokens], weight, tile=tile), whole[:tokens])
+
+
+def cache(rows=2, heads=2, slots=200, size=32):
+    return draw(rows, heads, slots + 1, size, seed=5), draw(rows, heads, slots + 1, size, seed=6)
+
+
+def chain_sight(kernels, lengths, width, sliding=None):
+    lengths_B = torch.tensor(lengths)
+    counts_BW = lengths_B[:, None] + torch.arange(width)
+    return Sight(lengths_B, counts_BW, torch.zeros_like(counts_BW), None).within(sliding)
+
+
+@pytest.mark.parametrize("sliding", [None, 40])
+@pytest.mark.parametrize("size", [32, 24])
+@pytest.mark.parametrize(("width", "groups"), [(1, 3), (4, 1), (9, 3)])
+def test_attention_over_a_chain(kernels, width, groups, size, sliding):
+    keys, values = cache(size=size)
+    q_MX = draw(2 * width, 2 * groups * size, seed=7)
+    for lengths in ([1, 63], [64, 65], [127, 150]):
+        sight = chain_sight(kernels, lengths, width, sliding)
+        got = kernels.attention.attend(q_MX, keys, values, sight, 0.2)
+        assert near(got, kernels.attention.attend_reference(q_MX, keys, values, sight, 0.2))
+
+
+def test_attention_does_not_read_what_lies_behind(kernels):
+    keys, values = cache()
+    q_MX, sight = draw(2 * 3, 2 * 32, seed=7), chain_sight(kernels, [10, 70], 3)
+    before = kernels.attention.attend(q_MX, keys, values, sight, 0.2)
+    keys[:, :, 73:], values[:, :, 73:] = 1e4, -1e4
+    assert torch.equal(kernels.attention.attend(q_MX, keys, values, sight, 0.2), before)
+
+
+PATHS = [[], [0], [1], [0, 2], [1, 3], [1, 3, 4]]  # of the last committed token and five nodes
+
+
+def tree_sight(kernels, lengths, paths=PATHS):
+    lengths_B, depth = torch.tensor(lengths), max(map(len, paths))
+    order_BWD = torch.tensor([[*path, *[0] * (depth - len(path))] for path in paths]).expand(len(lengths), -1, -1)
+    counts_BW = lengths_B[:, None] + torch.tensor([len(path) for path in paths])
+    return Sight(lengths_B, counts_BW, torch.zeros_like(counts_BW), order_BWD.contiguous())
+
+
+@pytest.mark.parametrize("lengths", [[5, 60], [62, 64], [63, 126]])
+def test_attention_over_a_tree(kernels, lengths):
+    keys, values = cache()
+    q_MX, sight = draw(2 * len(PATHS), 2 * 3 * 32, seed=7), tree_sight(kernels, lengths)
+    got = kernels.attention.attend(q_MX, keys, values, sight, 0.2)
+    assert near(got, kernels.attention.attend_reference(q_MX, keys, values, sight, 0.2))
+
+
+@pytest.mark.parametrize("length", [20, 62, 63, 64])
+def test_a_token_has_the_same_bits_in_a_tree_and_in_a_chain(kernels, length):
+    keys, values = (part[:1].clone() for part in cache())
+    q_MX = draw(len(PATHS), 2 * 3 * 32, seed=7)
+    in_tree = kernels.attention.attend(q_MX, keys, values, tree_sight(kernels, [length]), 0.2)
+    wrong = kernels.attention.attend(
+        q_MX, keys, values, tree_sight(kernels, [length], [*PATHS[:-1], [0, 3, 4]]), 0.2
+    )
+    moved = [length + node for node in PATHS[-1]]  # as the path's keys lie once they are committed
+    for part in (keys, values):
+        part[:, :, length : length + 3] = part[:, :, moved].clone()
+    counts_BW = torch.full((1, len(PATHS)), length + 3)
+    sight = Sight(torch.tensor([length + 3]), counts_BW, torch.zeros_like(counts_BW), None)
+    in_chain = kernels.attention.attend(q_MX, keys, values, sight, 0.2)
+    assert torch.equal(in_tree[-1], in_chain[-1])
+    assert not torch.equal(wrong[-1], in_chain[-1])
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_rotation(kernels, norms):
+    size, heads, groups, width = 24, 2, 3, 4
+    qkv_MX = draw(2 * width, (heads * groups + 2 * heads) * size)
+    tables, gains = draw(2, 300, size, seed=1), draw(2, size, seed=2) if norms else None
+    positions_BW = torch.tensor([[3], [90]]) + torch.arange(width)
+    slots_BW = torch.tensor([[7, 2, 200, 9], [1, 90, 91, 200]])
+    before = cache(size=size)
+    ours, theirs = ([part.clone() for part in before] for _ in range(2))
+    place = (qkv_MX, *tables, positions_BW, slots_BW, gains, 1e-5)
+    got = kernels.rotary.rotate(*place, *ours, overlap=False)
+    assert near(got, kernels.rotary.rotate_reference(*place, *theirs))
+    for mine, expected, old in zip(ours, theirs, before, strict=True):
+        assert near(mine, expected)
+        untouched = torch.ones(2, 201, dtype=torch.bool).scatter(1, slots_BW, False)
+        assert torch.equal(mine.transpose(1, 2)[untouched], old.transpose(1, 2)[untouched])
