@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specdec.loop import propose, verify
-from specdec.runtime.model import CachedModel
+from specdec.runtime.model import CachedModel, Place
 from specdec.runtime.replay import Replay
 from specdec.trace import Trace
 from specdec.types import Draft
@@ -44,9 +44,9 @@ class Stage:
             return self.replay(part, self.places, *arguments)
 
     @property
-    def places(self) -> tuple[object, ...]:
+    def places(self) -> tuple[Place, ...]:
         """Where the caches lie."""
-        return tuple((model.memory.cache, model.memory.cache.slots) for model in self.models)
+        return tuple(model.place for model in self.models)
 
     def _sized(self, draft: Draft) -> Draft:
         """Few sizes, so that few recordings are made: those of device drafters never change."""

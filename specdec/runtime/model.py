@@ -22,7 +22,7 @@ from specdec.types import Tap
 MARGIN = 64
 
 
-@dataclass
+@dataclass(eq=False)
 class Memory:
     """A cache, and the tokens it holds: of each row of ``tokens`` [B, S] the first ``lengths`` [B]."""
 
@@ -76,6 +76,20 @@ class Scores:
     logits: Tensor
     states: dict[Tap, Tensor] = field(default_factory=dict)
     positions: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model's cache lay when something was recorded on it."""
+
+    memory: Memory
+    cache: KVCache
+    slots: int
+
+    @property
+    def stands(self) -> bool:
+        """Whether it still lies there."""
+        return self.memory.cache is self.cache and self.cache.slots == self.slots
 
 
 class CachedModel:
@@ -143,6 +157,11 @@ class CachedModel:
         """Slots of rows that need so many, for which the cache can stay where it is."""
         held_rows, held = self.memory.tokens.shape
         return max(slots, held) if held_rows == rows else slots
+
+    @property
+    def place(self) -> Place:
+        """Where the cache lies."""
+        return Place(self.memory, self.memory.cache, self.memory.cache.slots)
 
     def early_exit(self, layers: int) -> CachedModel:
         """The first ``layers`` layers with this model's own norm and head, on this model's cache."""

@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 
 from specdec.noise import Noise
+from specdec.runtime.model import Place
 
 log = logging.getLogger(__name__)
+
+Key = tuple[Callable[..., Any], Any, tuple[Place, ...]]
 
 
 class Replay:
@@ -31,12 +34,12 @@ class Replay:
 
     def __init__(self, record: Callable[..., Recording] | None = None) -> None:
         self._record = record or Recording
-        self._recordings: dict[Hashable, Recording] = {}
-        self._warm: set[Hashable] = set()
-        self._refused: set[Hashable] = set()
+        self._recordings: dict[Key, Recording] = {}
+        self._warm: set[Key] = set()
+        self._refused: set[Key] = set()
         self._calls: Counter[str] = Counter()
         self._noise: dict[Hashable, Noise] = {}
-        self._places: Hashable = None
+        self._places: set[tuple[Place, ...]] = set()
 
     def begin(self) -> None:
         """A new generation starts."""
@@ -50,14 +53,14 @@ class Replay:
         self._noise[key].reseed(seed)
         return self._noise[key]
 
-    def __call__(self, part: Callable[..., Any], places: Hashable, *arguments: Any) -> Any:
-        """Play a part. Recordings are good as long as ``places``, where states lie, stay the same."""
+    def __call__(self, part: Callable[..., Any], places: tuple[Place, ...], *arguments: Any) -> Any:
+        """Play a part. Recordings are good as long as the caches that they read and write stay in their places."""
         first = self._calls[part.__name__] == 0
         self._calls[part.__name__] += 1
         leaves: list[Tensor] = []
         shape = flatten(arguments, leaves)
-        key = (part, shape)
-        self._stay(places)
+        key = (part, shape, places)
+        self._tidy(places)
         if first or key in self._refused:
             return part(*arguments)
         if key not in self._warm:
@@ -67,7 +70,7 @@ class Replay:
             return part(*arguments)
         return self._recordings[key](leaves)
 
-    def _try(self, key: Hashable, part: Callable[..., Any], shape: Any, leaves: list[Tensor]) -> bool:
+    def _try(self, key: Key, part: Callable[..., Any], shape: Any, leaves: list[Tensor]) -> bool:
         try:
             self._recordings[key] = self._record(part, shape, leaves)
         except RuntimeError as error:  # out of memory is one of them
@@ -78,11 +81,12 @@ class Replay:
             return False
         return True
 
-    def _stay(self, places: Hashable) -> None:
-        if places != self._places:
-            self._recordings.clear()
-            self._warm.clear()
-            self._places = places
+    def _tidy(self, places: tuple[Place, ...]) -> None:
+        if places in self._places:
+            return
+        self._places = {known for known in self._places if all(place.stands for place in known)} | {places}
+        self._warm = {key for key in self._warm if key[2] in self._places}
+        self._recordings = {key: made for key, made in self._recordings.items() if key[2] in self._places}
 
 
 class Recording:

@@ -97,6 +97,16 @@ def test_rows_that_outgrow_the_cache_get_a_larger_one(tiny_llama, monkeypatch):
     assert len(made) == 4, "the larger cache needs recordings of its own, a shorter row does not"
 
 
+def test_drafters_that_take_turns_keep_their_recordings(tiny_llama):
+    made, model = [], ModelDrafter(tiny_llama).model
+    verifier = replaying(tiny_llama, made)
+    drafters = [NullDrafter(), ModelDrafter(model, length=2), ModelDrafter(model, length=4)]
+    for _ in range(3):
+        for drafter in drafters:
+            specdec.generate(verifier, drafter, [1, 2], max_new_tokens=24)
+    assert len(made) == 2 * len(drafters)
+
+
 def test_other_drafts_and_batches_are_told_apart(tiny_llama):
     verifier = replaying(tiny_llama, [])
     expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), ROWS[0], max_new_tokens=20)

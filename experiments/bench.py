@@ -1,0 +1,166 @@
+"""The bench, the console command ``specdec-bench``: what a synthetic pair costs on this device, part by part."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.markup import escape
+
+from experiments.run import CONF, message
+
+log = logging.getLogger(__name__)
+
+PREFIX = "synthetic/"
+WHOLE = ("new_tokens", "prompt_tokens", "repeats", "peer_tokens", "peer_length", "timings")
+
+
+def main() -> None:
+    """Run the bench that the command line describes; exit status 1 for a wrong value."""
+    configured()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="bench")
+def configured(config: DictConfig) -> None:
+    """The bench under its configuration; raises SystemExit where its exit status is not 0."""
+    found, console = HydraConfig.get(), Console(stderr=True)
+    try:
+        check(config)
+        bench(config, list(found.overrides.task), Path(found.runtime.output_dir), console)
+    except (InstantiationException, OmegaConfBaseException, OSError, ValueError) as error:
+        log.debug("", exc_info=error)
+        console.print(f"[bold red]error:[/] {escape(message(error))}", highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+def check(config: DictConfig) -> None:
+    """Raises ValueError for models that are not synthetic, and for numbers that are none."""
+    for key, name in (("target", config.target), ("drafter", config.drafter.get("model"))):
+        if not str(name).startswith(PREFIX):
+            raise ValueError(f"{key} must be one of the {PREFIX} shapes, not {name!r}: the bench times no others")
+    values = {key: [config[key]] for key in WHOLE}
+    values |= {key: list(config[key]) for key in ("widths", "contexts", "drafts", "lengths")}
+    for key, numbers in values.items():
+        if not numbers or not all(type(number) is int and number > 0 for number in numbers):
+            raise ValueError(f"{key} must be of whole numbers of at least 1, not {config[key]!r}")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Target and drafter, and the seconds it took to make them."""
+
+    verifier: Any
+    drafter: Any
+    seconds: float
+
+
+def bench(config: DictConfig, overrides: Sequence[str], folder: Path, console: Console) -> None:
+    """Measure, and write bench.json and bench.png."""
+    # Here, so that --help is answered at once: torch takes seconds to import.
+    from experiments.bench_figures import DEFINITIONS, figures, take_turns
+    from experiments.bench_plot import save_bench_plot
+    from experiments.folder import resolved, write_json
+    from experiments.stopwatch import bandwidth, reserved
+
+    pair = load(config)
+    title, device = headline(config, pair), pair.verifier.device
+    console.print(title, highlight=False, markup=False, soft_wrap=True)
+    # Before all else: the first generations are to find nothing compiled.
+    vocabulary = pair.verifier.vocab_size
+    records, skipped = take_turns(arms(config, pair), config.prompt_tokens, config.repeats, vocabulary, device)
+    held = reserved(device)
+    rate = bandwidth(device, config.copy_mib)
+    targets, drafts = curves(config, pair, rate.best)
+    found = figures(records, targets[0], drafts[0])
+    content = {
+        "title": title,
+        "provenance": origin(overrides, pair),
+        "config": resolved(config),
+        "load_seconds": pair.seconds,
+        "reserved_bytes": held,
+        "bandwidth": {**asdict(rate), "best": rate.best, "unit": "bytes read and written per second"},
+        "target": [asdict(curve) for curve in targets],
+        "drafter": [asdict(curve) for curve in drafts],
+        "arms": {arm.name: asdict(arm) for arm in found},
+        "skipped": skipped,
+        "definitions": DEFINITIONS,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "bench.json", content)
+    save_bench_plot(folder / "bench.png", title, targets, drafts, found)
+    show(found, skipped)
+    console.print(f"results in {folder}", highlight=False, markup=False, soft_wrap=True)
+
+
+def load(config: DictConfig) -> Pair:
+    """Make both models."""
+    from experiments.stopwatch import now
+
+    start = time.perf_counter()
+    verifier = instantiate(config.verifier, _convert_="all")
+    drafter = instantiate(config.drafter, _convert_="all")
+    return Pair(verifier, drafter, now(verifier.device) - start)
+
+
+def headline(config: DictConfig, pair: Pair) -> str:
+    """What runs where, in one line."""
+    from experiments.provenance import device_name, dtype_name
+
+    models = f"{config.target} with {config.drafter.model}, agreement {config.drafter.agreement}"
+    where = f"{dtype_name(pair.verifier)} · {device_name(pair.verifier.device)}"
+    return f"{models} (synthetic weights) · {where} · batch 1, prompt {config.prompt_tokens}, greedy"
+
+
+def origin(overrides: Sequence[str], pair: Pair) -> dict[str, Any]:
+    """Where the figures come from."""
+    from experiments.provenance import provenance
+
+    return {**provenance(overrides, pair.verifier), "command": shlex.join(["specdec-bench", *overrides])}
+
+
+def arms(config: DictConfig, pair: Pair) -> list[Any]:
+    """All arms, plain decoding first."""
+    from experiments.bench_arms import our_arms, peer_arms
+
+    ours = our_arms(pair.verifier, pair.drafter, list(config.lengths), config.new_tokens)
+    names = list(config.peers or ())
+    return [*ours, *peer_arms(pair.verifier, pair.drafter, names, config.peer_tokens, config.peer_length)]
+
+
+def curves(config: DictConfig, pair: Pair, rate: float) -> tuple[list[Any], list[Any]]:
+    """Steps of the target and chains of the drafter, at every context; ``rate`` in bytes per second."""
+    from experiments.bench_steps import curve, rollout, step
+
+    target, drafter = pair.verifier.model, pair.drafter.model
+    steps = [curve(target, size, config.widths, rate, config.timings, step) for size in config.contexts]
+    chains = [curve(drafter, size, config.drafts, rate, config.timings, rollout) for size in config.contexts]
+    return steps, chains
+
+
+def show(found: Sequence[Any], skipped: dict[str, str]) -> None:
+    """Print a table."""
+    head = ("ms/token", "wall", "tau", "T", "D", "o", "speedup", "parts", "first s")
+    print(f"{'arm':14}" + "".join(f"{name:>10}" for name in head) + "  tokens")
+    for arm in found:
+        parts = (arm.decode_ms_per_token, arm.wall_ms_per_token, arm.tau, arm.target_ms, arm.draft_ms, arm.wait_ms)
+        row = (*parts, arm.speedup, arm.predicted_from_parts, arm.first_seconds)
+        cells = "".join(f"{'-' if value is None else format(value, '.3f'):>10}" for value in row)
+        print(f"{arm.name:14}{cells}  {'equal' if arm.tokens_equal_plain else 'DIFFER'}")
+    for name, reason in skipped.items():
+        print(f"{name:14}left out: {reason}")
+
+
+if __name__ == "__main__":
+    main()

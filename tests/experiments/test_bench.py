@@ -1,0 +1,146 @@
+"""The bench on a tiny pair: what it writes, and that its sums are right. No time decides anything."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiments.bench_arms import steady
+from experiments.bench_figures import DEFINITIONS, predictions
+from experiments.bench_steps import Curve, linear_bytes
+from experiments.run import CONF
+from specdec import Trace
+from specdec.runtime.synthetic import Synthetic
+from specdec.trace import Round, Span
+
+# As on machines without them; both stay unimportable in the process.
+START = (
+    "import sys; sys.modules['wandb'] = sys.modules['datasets'] = None; from experiments.bench import main; main()"
+)
+PAIR = ("target=synthetic/tiny", "drafter=synthetic/tiny", "device=cpu", "dtype=float32")
+SMALL = ("repeats=2", "lengths=[2,4]", "drafts=[1,4]", "widths=[1,2,8]", "contexts=[64,128]", "copy_mib=4")
+ARMS = ["plain", "serial k=2", "serial k=4", "hf generate", "hf static", "hf assisted"]
+
+
+def bench(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", START, *PAIR, *overrides, f"hydra.run.dir={folder}"],
+        capture_output=True,
+        text=True,
+        cwd=CONF.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench")
+    done = bench(path, *SMALL, "prompt_tokens=64", "new_tokens=64", "peer_tokens=32", "timings=5")
+    assert done.returncode == 0, done.stderr
+    assert "synthetic weights" in done.stderr and "serial k=4" in done.stdout and "DIFFER" not in done.stdout
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> Any:
+    return json.loads((folder / "bench.json").read_text())
+
+
+def numbers(node: Any) -> Iterator[float]:
+    """All numbers in nested values."""
+    if isinstance(node, dict | list):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from numbers(child)
+    elif isinstance(node, int | float) and not isinstance(node, bool):
+        yield node
+
+
+def test_writes_all_parts(found: Any, folder: Path) -> None:
+    assert "synthetic" in found["title"] and (folder / "bench.png").read_bytes()[:4] == b"\x89PNG"
+    assert found["provenance"]["command"].startswith("specdec-bench target=synthetic/tiny")
+    assert [curve["context"] for curve in found["target"]] == [64, 128]
+    assert [list(curve["milliseconds"]) for curve in found["target"]] == [["1", "2", "8"]] * 2
+    assert [list(curve["milliseconds"]) for curve in found["drafter"]] == [["1", "4"]] * 2
+    assert list(found["arms"]) == ARMS and found["skipped"] == {}
+    assert found["definitions"] == DEFINITIONS
+
+
+def test_numbers_are_positive_and_finite(found: Any) -> None:
+    parts = {key: found[key] for key in ("load_seconds", "bandwidth", "target", "drafter")}
+    arms = [{key: value for key, value in arm.items() if key != "length"} for arm in found["arms"].values()]
+    values = list(numbers([parts, arms]))
+    assert len(values) > 100 and all(math.isfinite(value) and value > 0 for value in values)
+
+
+def test_tokens_equal_plain_and_the_parts_of_a_round_are_known(found: Any) -> None:
+    for name, arm in found["arms"].items():
+        assert arm["tokens_equal_plain"], name
+        assert arm["repeats"] == 2 and arm["new_tokens"] == (32 if name.startswith("hf") else 64)
+        assert (arm["target_ms"] is None) == name.startswith("hf")
+        assert (arm["predicted"] is not None) == name.startswith("serial")
+    assert found["arms"]["plain"]["tau"] == found["arms"]["hf generate"]["tau"] == 1
+    assert 1 < found["arms"]["serial k=2"]["tau"] <= 3 and 1 < found["arms"]["hf assisted"]["tau"] <= 6
+
+
+def test_bytes_of_a_step() -> None:
+    module = Synthetic("synthetic/tiny").module(torch.float32, torch.device("cpu"))
+    layer = 64 * (4 * 16) * 2 + 64 * (2 * 16) * 2 + 3 * 64 * 128  # q and o, k and v, the MLP
+    assert linear_bytes(module) == 4 * (2 * layer + 512 * 64)
+
+
+def test_bytes_of_the_context(found: Any) -> None:
+    first, second = found["target"]
+    # Two layers, keys and values, two heads of width 16 in float32.
+    assert [first["context_bytes"], second["context_bytes"]] == [64 * 512, 128 * 512]
+    rate = found["bandwidth"]["best"]
+    assert second["floor_ms"] == pytest.approx(1e3 * (second["weight_bytes"] + 128 * 512) / rate)
+
+
+def test_steady_rounds_leave_out_prefill_and_the_end() -> None:
+    trace = Trace()
+    for index, committed in enumerate((1, 3, 2, 4, 1, 1)):
+        start = 10.0 * index + (100 if index < 2 else 200)
+        trace.spans += [Span("target", start + 4, start + 9), Span("drafter", start + 10, start + 13)]
+        trace.rounds.append(Round(0, 3, 3, committed - 1, committed))
+    window = steady(trace)
+    assert (window.tokens, window.rounds) == (7, 3)
+    assert (window.seconds, window.target) == (249 - 119, 15)
+    assert window.draft == 9  # of the round before the first, and not that of the round which the end cuts
+
+
+def test_too_few_rounds_are_refused() -> None:
+    with pytest.raises(ValueError, match="raise new_tokens"):
+        steady(Trace(rounds=[Round(0, 0, 0, 0, 1)] * 3))
+
+
+def test_predictions() -> None:
+    target = Curve(8, 1, 1, 1.0, {1: 10.0, 3: 14.0})
+    draft = Curve(8, 1, 1, 1.0, {1: 2.0, 2: 4.0})
+    assert target.at(2) == 12 and target.at(9) == 14
+    made = predictions(1, 2.0, (12.0, 2.0, 1.0), (10.0, 0.0, 5.0), target, draft)
+    expected = {"predicted": 2, "predicted_from_target": 20 / 15, "predicted_from_parts": 20 / 15}
+    assert made == pytest.approx(expected)
+    assert predictions(0, 1.0, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), target, draft) == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("target=smollm2-135m-instruct", "target must be one of the synthetic/ shapes"),
+        ("repeats=0", "repeats must be of whole numbers of at least 1, not 0"),
+        ("peers=[vllm]", "peers must be among generate, static, assisted, not 'vllm'"),
+    ],
+)
+def test_a_wrong_value_is_one_line(tmp_path: Path, override: str, told: str) -> None:
+    done = bench(tmp_path, override)
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 1 and told in said and "Traceback" not in said
