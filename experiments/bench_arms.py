@@ -168,7 +168,7 @@ def our_arms(
 
 
 def apart(verifier: FullVerifier) -> FullVerifier:
-    """The verifier with recordings of its own: those of another arm are thrown away when arms take turns."""
+    """The verifier with recordings of its own, so that what an arm costs does not depend on the others."""
     twin = copy.copy(verifier)
     twin.replay = None if verifier.replay is None else Replay()
     return twin

@@ -34,14 +34,22 @@ DEFINITIONS = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class Record:
     """All generations of one arm, the first one (not timed) aside."""
 
     arm: BenchArm
-    first_seconds: float
-    peak_bytes: int
+    first_seconds: float | None = None
+    peak_bytes: int = 0
     samples: list[Sample] = field(default_factory=list)
+
+    def add(self, sample: Sample, peak_bytes: int) -> None:
+        """Note a generation; of the first only how long it took."""
+        self.peak_bytes = max(self.peak_bytes, peak_bytes)
+        if self.first_seconds is None:
+            self.first_seconds = sample.seconds
+        else:
+            self.samples.append(sample)
 
 
 @dataclass(frozen=True)
@@ -77,22 +85,18 @@ def take_turns(
     Returns:
         the records, and why an arm of Hugging Face's was left out.
     """
-    records, skipped = [], {}
-    for arm in arms:
-        try:
-            sample, most = measured(arm, text(vocabulary, tokens), device)
-        except Exception as error:  # whatever it is, it is the other library's to mend
-            if not isinstance(arm, PeerArm):
-                raise
-            skipped[arm.name] = f"{type(error).__name__}: {error}".strip().split("\n")[0]
-            log.warning("%s is left out: %s", arm.name, skipped[arm.name], exc_info=error)
-            continue
-        records.append(Record(arm, sample.seconds, most))
-    for repeat in range(repeats):
-        for record in records:
-            sample, most = measured(record.arm, text(vocabulary, tokens, 1 + repeat), device)
-            record.samples.append(sample)
-            record.peak_bytes = max(record.peak_bytes, most)
+    records, skipped = [Record(arm) for arm in arms], dict[str, str]()
+    for turn in range(1 + repeats):
+        for record in list(records):
+            name = record.arm.name
+            try:
+                record.add(*measured(record.arm, text(vocabulary, tokens, turn), device))
+            except Exception as error:  # whatever it is, it is the other library's to mend
+                if not isinstance(record.arm, PeerArm):
+                    raise
+                skipped[name] = f"{type(error).__name__}: {error}".split("\n")[0]
+                log.warning("%s is left out: %s", name, skipped[name], exc_info=error)
+                records.remove(record)
     return records, skipped
 
 
@@ -126,7 +130,7 @@ def figured(record: Record, plain: Record, target: Curve, draft: Curve) -> Figur
         tau=tau,
         **dict(zip(("target_ms", "draft_ms", "wait_ms"), known or (None, None, None), strict=True)),
         tokens_equal_plain=all(map(agrees, record.samples, plain.samples)),
-        first_seconds=record.first_seconds,
+        first_seconds=record.first_seconds or 0.0,
         peak_bytes=record.peak_bytes,
         speedup=plain_decode / decode,
         wall_speedup=plain_wall / wall,

@@ -26,8 +26,8 @@ def save_bench_plot(
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.25))
+    left.set_xscale("log", base=2)  # first: it would replace the ticks
     draw_curves(left, targets, [1] * max(len(curve.milliseconds) for curve in targets))
-    left.set_xscale("log", base=2)
     left.set_xlabel("tokens per step")
     left.set_title("A step of the target", loc="left")
     draw_curves(middle, drafts, sorted(drafts[0].milliseconds))

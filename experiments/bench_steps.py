@@ -100,7 +100,8 @@ def step(model: CachedModel, tokens_BS: Tensor, lengths_B: Tensor, width: int) -
 def rollout(model: CachedModel, tokens_BS: Tensor, lengths_B: Tensor, length: int) -> Callable[[], Any]:
     """A greedy draft of ``length`` tokens."""
     context = Context(tokens_BS, lengths_B, torch.full_like(lengths_B, length + 1), Sampling(), static=True)
-    return lambda: chain(model, context, Still(), length, model.vocab_size)
+    noise = Still()
+    return lambda: chain(model, context, noise, length, model.vocab_size)
 
 
 def text(vocabulary: int, length: int, start: int = 0) -> list[int]:

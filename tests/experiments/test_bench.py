@@ -8,14 +8,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from experiments.bench_arms import steady
-from experiments.bench_figures import DEFINITIONS, predictions
+from experiments.bench_arms import PeerArm, Sample, Window, steady
+from experiments.bench_figures import DEFINITIONS, predictions, take_turns
 from experiments.bench_steps import Curve, linear_bytes
 from experiments.run import CONF
 from specdec import Trace
@@ -120,6 +121,39 @@ def test_steady_rounds_leave_out_prefill_and_the_end() -> None:
 def test_too_few_rounds_are_refused() -> None:
     with pytest.raises(ValueError, match="raise new_tokens"):
         steady(Trace(rounds=[Round(0, 0, 0, 0, 1)] * 3))
+
+
+@dataclass(frozen=True)
+class Failing(PeerArm):
+    """Another library's arm that fails once it has had its turns."""
+
+    turns: list[int] = field(default_factory=list)
+
+    def __call__(self, prompt: list[int]) -> Sample:
+        self.turns.append(1)
+        if len(self.turns) > self.length:
+            raise RuntimeError("cannot\ncompile")
+        return Sample([1], 1.0, Window(1.0, 1, 1))
+
+
+@pytest.mark.parametrize("good_turns", [0, 1, 2])
+def test_a_peer_that_fails_is_left_out_with_the_reason(good_turns: int) -> None:
+    parts: Any = {"verifier": None, "new_tokens": 1, "options": {}}
+    steadfast, failing = Failing("hf a", length=9, **parts), Failing("hf b", length=good_turns, **parts)
+    records, skipped = take_turns([steadfast, failing], 4, 3, 512, torch.device("cpu"))
+    assert [(record.arm.name, len(record.samples)) for record in records] == [("hf a", 3)]
+    assert skipped == {"hf b": "RuntimeError: cannot"}
+
+
+def test_our_own_failure_is_not_hidden() -> None:
+    class Ours:
+        name, length = "plain", 0
+
+        def __call__(self, prompt: list[int]) -> Sample:
+            raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        take_turns([Ours()], 4, 1, 512, torch.device("cpu"))
 
 
 def test_predictions() -> None:
