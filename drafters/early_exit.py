@@ -37,6 +37,11 @@ class EarlyExitDrafter:
         self.model: CachedModel | None = None
         self._vocabulary = 0
 
+    @property
+    def size(self) -> int:
+        """Most nodes of a draft."""
+        return self.shape.size
+
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """Take a view of the target's first layers."""
         layers = target.model.network.depth // 2 if self.exit_layer is None else self.exit_layer

@@ -56,6 +56,11 @@ class ModelDrafter:
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self._vocabulary = 0
 
+    @property
+    def size(self) -> int:
+        """Most nodes of a draft."""
+        return self.shape.size
+
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """Forget the last generation. Raises ValueError where the vocabularies differ."""
         check_vocabulary(self, target)
@@ -74,6 +79,12 @@ class Shape:
         if width < 1 or (nodes is not None and nodes < 1):
             raise ValueError(f"width and nodes must be at least 1, not {width} and {nodes}")
         self.length, self.width, self.nodes = check_length(length), width, nodes
+
+    @property
+    def size(self) -> int:
+        """Most nodes of a draft: a first level of ``width``, then levels of ``width`` times ``width``."""
+        whole = self.length if self.width == 1 else self.width + (self.length - 1) * self.width**2
+        return whole if self.nodes is None or self.width == 1 else min(whole, self.nodes)
 
     def draft(self, model: CachedModel, context: Context, noise: Noise, vocabulary: int) -> Draft:
         """Draft with a model, no deeper than the rows have room for."""

@@ -38,6 +38,11 @@ class NgramDrafter:
             raise ValueError(f"n-grams must satisfy 1 <= min_ngram <= max_ngram, not {min_ngram} and {max_ngram}")
         self.length, self.max_ngram, self.min_ngram = check_length(length), max_ngram, min_ngram
 
+    @property
+    def size(self) -> int:
+        """Most nodes of a draft."""
+        return self.length
+
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """Nothing to forget: every draft looks at the whole row."""
 

@@ -13,6 +13,7 @@ class NullDrafter:
 
     wants: tuple[Tap, ...] = ()
     static = True
+    size = 0
 
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """Nothing to forget."""

@@ -29,6 +29,7 @@ class SuffixDrafter:
     """
 
     wants: tuple[Tap, ...] = ()
+    static = False
 
     def __init__(
         self,
@@ -42,6 +43,11 @@ class SuffixDrafter:
         self.length, self.per_match, self.min_match = check_length(length), per_match, min_match
         self._corpus = SuffixAutomaton(token for text in corpus or () for token in (*text, BREAK))
         self._rows: list[_Row] = []
+
+    @property
+    def size(self) -> int:
+        """Most nodes of a draft."""
+        return self.length
 
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """Forget the rows of the last generation."""

@@ -64,6 +64,11 @@ class Arm(Protocol):
         """Whether its tokens should be those of plain decoding, one by one."""
         ...
 
+    @property
+    def exact(self) -> bool:
+        """Whether it rounds as plain decoding does, so that no rounding explains another token."""
+        ...
+
 
 @dataclass(frozen=True)
 class EngineArm:
@@ -89,6 +94,10 @@ class EngineArm:
     def repeats_plain(self, decoding: Decoding) -> bool:
         return decoding.reproducible
 
+    @property
+    def exact(self) -> bool:
+        return self.verifier.width is not None
+
 
 @dataclass(frozen=True)
 class HuggingFaceArm:
@@ -100,6 +109,7 @@ class HuggingFaceArm:
 
     name: str
     verifier: FullVerifier
+    exact = False
 
     def __call__(self, prompt: list[int], decoding: Decoding, seed: int) -> Reply:
         module: Any = self.verifier.model.network.module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.utils import instantiate
@@ -36,7 +36,10 @@ def build(config: DictConfig, drafter: str | None) -> Job:
     verifier: FullVerifier = instantiate(config.verifier, _convert_="all")
     if any(prompt.chat for prompt in prompts) and not getattr(verifier.tokenizer, "chat_template", None):
         log.warning("the target has no chat template: prompts go in as text to continue")
-    return Job(verifier, arms(config, drafter, verifier), prompts, decoding, config.seed)
+    made = arms(config, drafter, verifier)
+    if config.fixed_width:
+        verifier.width = widest(made)
+    return Job(verifier, made, prompts, decoding, config.seed)
 
 
 def check(config: DictConfig) -> None:
@@ -76,6 +79,11 @@ def arms(config: DictConfig, drafter: str | None, verifier: FullVerifier) -> tup
     if twice:
         raise ValueError(f"two arms are called {twice[0]!r}")
     return tuple(made)
+
+
+def widest(arms: Sequence[Arm]) -> int:
+    """Tokens of the widest verification: the last committed one and the largest draft."""
+    return 1 + max(arm.drafter.size for arm in arms if isinstance(arm, EngineArm))
 
 
 def drafters(node: Mapping[str, Any] | None, choice: str | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from experiments.journal import Entry
 log = logging.getLogger(__name__)
 
 UNKNOWN = "not triaged"
+BUG = "bug"
 # (prompt, plain decoding's tokens, the other tokens) -> specdec.triage's finding
 Triager = Callable[[list[int], list[int], list[int]], Any]
 
@@ -42,7 +43,10 @@ def find(entries: Iterable[Entry], arms: Sequence[str]) -> list[tuple[Entry, Ent
 
 
 def explain(
-    pairs: Sequence[tuple[Entry, Entry]], prompt_of: Callable[[Entry], list[int]], triage: Triager | None
+    pairs: Sequence[tuple[Entry, Entry]],
+    prompt_of: Callable[[Entry], list[int]],
+    triage: Triager | None,
+    exact: Collection[str] = (),
 ) -> list[Mismatch]:
     """What each pair's difference is due to.
 
@@ -50,9 +54,13 @@ def explain(
         pairs: from ``find``.
         prompt_of: the token ids that an entry answers.
         triage: None where differences cannot be triaged: it knows greedy decoding only.
+        exact: arms that round as plain decoding does. What differs there is a bug, however close two tokens were.
     """
     found = [(other, _finding(prompt_of, base, other, triage)) for base, other in pairs]
-    return [Mismatch(other.id, other.turn, other.arm, finding) for other, finding in found]
+    return [
+        Mismatch(other.id, other.turn, other.arm, finding | ({"kind": BUG} if other.arm in exact else {}))
+        for other, finding in found
+    ]
 
 
 def _finding(
@@ -80,4 +88,4 @@ def describe(mismatches: Sequence[Mismatch], compared: int) -> str:
 
 def plural(kind: str, count: int) -> str:
     """The kind as it is counted."""
-    return kind + "s" if count > 1 and kind in ("tie-flip", "bug") else kind
+    return kind + "s" if count > 1 and kind in ("tie-flip", BUG) else kind

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.arms import PLAIN, Decoding
-from experiments.mismatches import Mismatch, describe
+from experiments.mismatches import BUG, Mismatch, describe
 from experiments.summary import ArmSummary
 from specdec.runtime.synthetic import PREFIX
 
@@ -59,7 +59,7 @@ class Report:
     @property
     def has_bug(self) -> bool:
         """Whether rounding cannot explain some difference."""
-        return any(mismatch.kind == "bug" for mismatch in self.mismatches)
+        return any(mismatch.kind == BUG for mismatch in self.mismatches)
 
     def show(self, console: Console) -> None:
         """Print it."""

@@ -137,7 +137,9 @@ def report_on(job: Job, journal: Journal, title: str) -> Report:
         decoding=job.decoding,
         summaries=summarise(entries, repeats) if entries else (),
         prompts=(len({entry.id for entry in entries}), len(job.prompts)),
-        mismatches=mismatches.explain(pairs, prompt_of, triage_of(job)),
+        mismatches=mismatches.explain(
+            pairs, prompt_of, triage_of(job), [arm.name for arm in job.arms if arm.exact]
+        ),
         failed=failed(job, journal),
     )
 

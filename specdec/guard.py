@@ -36,6 +36,10 @@ class Guarded:
         return self._drafter.static
 
     @property
+    def size(self) -> int:
+        return self._drafter.size
+
+    @property
     def identity(self) -> object:
         """What a recording may take it for."""
         return self._drafter

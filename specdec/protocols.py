@@ -83,6 +83,11 @@ class Drafter(Protocol):
         """Whether ``draft`` is a tensor function whose shapes do not depend on the rows, and can be replayed."""
         ...
 
+    @property
+    def size(self) -> int:
+        """The most nodes of a row's draft."""
+        ...
+
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """A new generation starts: forget the last one. Raises ValueError where target and drafter do not fit."""
         ...

@@ -30,7 +30,8 @@ class FullVerifier:
         tokenizer: for a model in memory, if text is to go in or out.
         dtype, device, runtime: see ``specdec.runtime.load``.
         width: tokens of every forward after prefill, drafts being padded; None takes as many as a draft has. Plain
-            decoding at the width of a verification rounds as that does: outputs are then equal bit by bit.
+            decoding at the width of a verification, ``1 + drafter.size``, rounds as that does: outputs are then
+            equal bit by bit.
 
     Raises:
         OSError: there is no such model.
@@ -47,8 +48,6 @@ class FullVerifier:
         width: int | None = None,
     ) -> None:
         loaded = load(model, tokenizer, dtype, device, runtime)
-        if width is not None and not loaded.graphed:
-            raise ValueError("width is for replayed rounds: it needs runtime=graphed, and so a GPU")
         self.replay = Replay() if loaded.graphed else None
         self.width = width
         self.model, self.tokenizer, self.end_tokens = loaded.model, loaded.tokenizer, loaded.end_tokens
@@ -58,6 +57,22 @@ class FullVerifier:
     def from_pretrained(cls, model: str | Path, **options: Any) -> FullVerifier:
         """The same as the constructor, by the name that Hugging Face uses."""
         return cls(model, **options)
+
+    @property
+    def width(self) -> int | None:
+        """Tokens of every replayed forward after prefill; None takes as many as a draft has."""
+        return self._width
+
+    @width.setter
+    def width(self, width: int | None) -> None:
+        if width is not None and self.replay is None:
+            raise ValueError(
+                "a fixed width needs runtime=graphed, and so a GPU: only the attention of replayed rounds adds up "
+                "in an order that is the same wherever a token lies"
+            )
+        if width is not None and width < 1:
+            raise ValueError(f"width must be at least 1 token, not {width}")
+        self._width = width
 
     @property
     def vocab_size(self) -> int:

@@ -45,6 +45,13 @@ def test_finds_what_differs_turn_by_turn() -> None:
     assert find(ENTRIES, ["same"]) == []
 
 
+def test_a_tie_is_no_excuse_for_an_arm_that_rounds_as_plain_does() -> None:
+    found = explain(find(ENTRIES, ["other"]), lambda answered: [8], lambda *tokens: Finding("tie-flip"), ["other"])
+    assert [mismatch.kind for mismatch in found] == ["bug", "bug"]
+    found = explain(find(ENTRIES, ["other"]), lambda answered: [8], None, ["other"])
+    assert [mismatch.kind for mismatch in found] == ["bug", "bug"]
+
+
 def test_asks_triage_about_each() -> None:
     asked: list[tuple[list[int], ...]] = []
 

@@ -340,3 +340,8 @@ class TestShell:
         message = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("import time:"))
         assert done.returncode == 1 and all(words in message for words in told)
         assert "Traceback" not in message and len(message.splitlines()) < 20 and "| torch\n" not in done.stderr
+
+
+def test_a_fixed_width_without_a_gpu_is_refused(command: Any) -> None:
+    done = command("fixed_width=true", "drafter=ngram", "baselines=[]")
+    assert done.status == 1 and "needs runtime=graphed" in done.said

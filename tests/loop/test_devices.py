@@ -51,3 +51,20 @@ def test_tokens_do_not_depend_on_the_device(tiny_llama, sampling, rule):
     half = len(tokens) // 2
     for here, there in zip(tokens[:half], tokens[half:], strict=True):
         assert torch.equal(here, there)
+
+
+def test_at_a_fixed_width_bfloat16_gives_the_tokens_of_plain_decoding(tiny_llama):
+    target = copy.deepcopy(tiny_llama).bfloat16().cuda()
+    drafters = [
+        NgramDrafter(length=6),
+        ModelDrafter(target, length=3),
+        ModelDrafter(target, length=3, width=2),
+        EarlyExitDrafter(exit_layer=1, width=2, nodes=9),
+    ]
+    verifier = FullVerifier(target, width=1 + max(drafter.size for drafter in drafters))
+    for rows in (ROWS, ROWS[::-1]):
+        plain = specdec.generate(verifier, NullDrafter(), rows, max_new_tokens=200)
+        for drafter in drafters:
+            result = specdec.generate(verifier, drafter, rows, max_new_tokens=200)
+            assert not result.metrics.faults
+            assert torch.equal(result.tokens, plain.tokens)

@@ -141,6 +141,29 @@ def test_a_fixed_width_pads_every_draft(tiny_llama):
     assert set(widths) == {7, 6}, "a prompt of two tokens and padding, then one token and padding"
 
 
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_no_draft_is_larger_than_its_drafter_says(tiny_llama, name):
+    drafter, sizes = DRAFTERS[name](tiny_llama), []
+    draft = drafter.draft
+
+    def noted(context, noise):
+        sizes.append(draft(context, noise).size)
+        return draft(context, noise)
+
+    drafter.draft = noted
+    specdec.generate(FullVerifier(tiny_llama), drafter, [1, 2] * 12, max_new_tokens=40)
+    assert max(sizes) <= drafter.size
+    assert max(sizes) == drafter.size or not drafter.static
+
+
+def test_a_width_needs_replayed_rounds(tiny_llama):
+    with pytest.raises(ValueError, match="needs runtime=graphed"):
+        FullVerifier(tiny_llama, width=6)
+    verifier = replaying(tiny_llama, [])
+    with pytest.raises(ValueError, match="at least 1"):
+        verifier.width = 0
+
+
 def test_what_cannot_be_recorded_is_played_directly_and_said_once(tiny_llama, caplog):
     def refuse(*what):
         raise torch.OutOfMemoryError("no room")
