@@ -29,7 +29,7 @@ def chain(model: CachedModel, context: Context, noise: Noise, length: int, vocab
     tokens, laws = [], []
     for step in range(length):
         seen_B1V = None if seen_BV is None else seen_BV[:, None]
-        law_B1V = sampling.law(fit(logits_B1V, vocabulary), seen_B1V)
+        law_B1V = sampling.guide(fit(logits_B1V, vocabulary), seen_B1V)
         token_B1 = noise.propose(law_B1V, context.lengths[:, None], step)
         tokens.append(token_B1)
         laws.append(law_B1V)
@@ -37,6 +37,7 @@ def chain(model: CachedModel, context: Context, noise: Noise, length: int, vocab
             seen_BV = seen_BV.scatter(1, token_B1, True)
         if step + 1 < length:
             logits_B1V = model.grow(token_B1, torch.full_like(token_B1, step - 1))
+    model.remember()
     ships = not sampling.greedy and not noise.coupled
     counts_B = torch.full_like(context.lengths, length)
     return Draft.chain(torch.cat(tokens, 1), context.lengths, counts_B, torch.cat(laws, 1) if ships else None)
@@ -73,6 +74,7 @@ def top_k_tree(
             )
             fed += best_BW.shape[1]
         size += score_BX.shape[1]
+    model.remember()
     tokens_BN, parents_BN, scores_BN = torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(scores, 1)
     if nodes is not None and nodes < size:
         tokens_BN, parents_BN = _likeliest(tokens_BN, parents_BN, scores_BN, nodes)

@@ -56,13 +56,25 @@ class Sampling:
             logits: [..., V].
             seen: bool [..., V], tokens that occur before; needed with a repetition penalty.
         """
+        scores = self.scores(logits, seen)
+        return _point(scores) if self.greedy else self._warped(scores)
+
+    def guide(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
+        """What a drafter draws from, [..., V]: the law; when greedy scores with the same most likely token.
+
+        Takes the arguments of ``law``, and costs less where the law is a point mass.
+        """
+        return self.scores(logits, seen) if self.greedy else self.law(logits, seen)
+
+    def scores(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Logits [..., V] under the repetition penalty, in float32 or wider. Takes the arguments of ``law``."""
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.penalises:
             if seen is None:
                 raise ValueError("a repetition penalty needs to know which tokens occurred: pass seen")
             punished = torch.where(scores < 0, scores * self.repetition_penalty, scores / self.repetition_penalty)
             scores = torch.where(seen, punished, scores)
-        return _point(scores) if self.greedy else self._warped(scores)
+        return scores
 
     def _warped(self, scores: Tensor) -> Tensor:
         scores = scores / self.temperature

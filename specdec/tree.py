@@ -9,10 +9,16 @@ ROOT = -1
 PAD = -2
 
 
-def ancestors(parents_BN: Tensor) -> Tensor:
-    """bool [B, N, N]: entry (n, m) says that m is n itself or an ancestor of n; padding has only itself."""
+def ancestors(parents_BN: Tensor, fanout: int | None = None) -> Tensor:
+    """bool [B, N, N]: entry (n, m) says that m is n itself or an ancestor of n; padding has only itself.
+
+    ``fanout`` is 1 where the rows are known to be chains.
+    """
     size = parents_BN.shape[1]
     index_N = torch.arange(size, device=parents_BN.device)
+    if fanout == 1:
+        before_NN = index_N < index_N[:, None]
+        return (before_NN & (parents_BN != PAD)[..., None]) | (index_N == index_N[:, None])
     reach_BNN = (index_N == index_N[:, None]) | (index_N == parents_BN[..., None])
     hops = 1
     while hops < size:  # each squaring doubles the number of generations that are seen

@@ -69,7 +69,7 @@ class Draft:
     @cached_property
     def ancestors(self) -> Tensor:
         """bool [B, N, N]: node m is node n or one of its ancestors."""
-        return tree.ancestors(self.parents)
+        return tree.ancestors(self.parents, self.fanout)
 
     @cached_property
     def depths(self) -> Tensor:

@@ -139,7 +139,7 @@ def feed(
     real_BP = place_BP >= held_B[:, None]
     place_BP = place_BP.clamp(min=0)
     index_N = torch.arange(fed, hanging.size, device=device)
-    reach_BNN = tree.ancestors(hanging.parents)
+    reach_BNN = tree.ancestors(hanging.parents, 1 if hanging.chain else None)
     # The depth of padding does not matter: nobody sees it, and its answer is never read.
     node_positions_BN = lengths_B[:, None] + reach_BNN.sum(-1) - 1
     positions_BW = torch.cat([place_BP, node_positions_BN[:, fed:]], 1)

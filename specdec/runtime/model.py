@@ -205,10 +205,12 @@ class CachedModel:
             raise RuntimeError("grow comes after advance")
         fed, self._hanging = self._hanging.size, self._hanging.more(tokens_BW, parents_BW)
         what = self._feed(self.memory.tokens[:, :0], self._hanging.lengths, fed, 0)
-        scores = self._forward(what, tokens_BW.shape[1])
-        if self._owns:
+        return self._forward(what, tokens_BW.shape[1]).logits
+
+    def remember(self) -> None:
+        """The tree is grown: nodes that turn out to be committed need not be read again, if they lie in place."""
+        if self._owns and self._hanging is not None and self._hanging.size:
             self.memory.extend(self._hanging)
-        return scores.logits
 
     def keep(self, path_BD: Tensor, accepted_B: Tensor, tokens_BS: Tensor, lengths_B: Tensor) -> None:
         """Make accepted nodes committed tokens; the first ``lengths_B`` of ``tokens_BS`` are the rows now."""

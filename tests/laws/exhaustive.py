@@ -97,6 +97,8 @@ class TableModel:
 
     def keep(self, *_: Tensor) -> None: ...
 
+    def remember(self) -> None: ...
+
     def advance(self, tokens_BS, lengths_B, nodes=None, taps=(), behind=None, chain=False):
         last_B2 = tokens_BS.gather(1, torch.stack([(lengths_B - 2).clamp(min=0), lengths_B - 1], 1))
         self.tokens_BM, self.before_B = last_B2[:, 1:], last_B2[:, :1]
