@@ -28,17 +28,19 @@ def chain(model: CachedModel, context: Context, noise: Noise, length: int, vocab
     seen_BV = seen_tokens(context.tokens, context.lengths, vocabulary) if sampling.penalises else None
     tokens, laws = [], []
     for step in range(length):
-        seen_B1V = None if seen_BV is None else seen_BV[:, None]
-        law_B1V = sampling.guide(fit(logits_B1V, vocabulary), seen_B1V)
-        token_B1 = noise.propose(law_B1V, context.lengths[:, None], step)
+        scores_B1V, seen_B1V = fit(logits_B1V, vocabulary), None if seen_BV is None else seen_BV[:, None]
+        if sampling.greedy:  # chosen, not drawn
+            token_B1 = sampling.scores(scores_B1V, seen_B1V).argmax(-1)
+        else:
+            laws.append(sampling.law(scores_B1V, seen_B1V))
+            token_B1 = noise.propose(laws[-1], context.lengths[:, None], step)
         tokens.append(token_B1)
-        laws.append(law_B1V)
         if seen_BV is not None:
             seen_BV = seen_BV.scatter(1, token_B1, True)
         if step + 1 < length:
             logits_B1V = model.grow(token_B1, torch.full_like(token_B1, step - 1))
     model.remember()
-    ships = not sampling.greedy and not noise.coupled
+    ships = laws and not noise.coupled
     counts_B = torch.full_like(context.lengths, length)
     return Draft.chain(torch.cat(tokens, 1), context.lengths, counts_B, torch.cat(laws, 1) if ships else None)
 

@@ -132,7 +132,8 @@ def origin(overrides: Sequence[str], pair: Pair) -> dict[str, Any]:
 
 def arms(config: DictConfig, pair: Pair) -> list[Any]:
     """All arms, plain decoding first."""
-    from experiments.bench_arms import our_arms, peer_arms
+    from experiments.bench_arms import our_arms
+    from experiments.bench_peers import peer_arms
 
     ours = our_arms(pair.verifier, pair.drafter, list(config.lengths), config.new_tokens)
     names = list(config.peers or ())
@@ -152,14 +153,14 @@ def curves(config: DictConfig, pair: Pair, rate: float) -> tuple[list[Any], list
 def show(found: Sequence[Any], skipped: dict[str, str]) -> None:
     """Print a table."""
     head = ("ms/token", "wall", "tau", "T", "D", "o", "speedup", "parts", "first s")
-    print(f"{'arm':14}" + "".join(f"{name:>10}" for name in head) + "  tokens")
+    print(f"{'arm':16}" + "".join(f"{name:>10}" for name in head) + "  tokens")
     for arm in found:
         parts = (arm.decode_ms_per_token, arm.wall_ms_per_token, arm.tau, arm.target_ms, arm.draft_ms, arm.wait_ms)
         row = (*parts, arm.speedup, arm.predicted_from_parts, arm.first_seconds)
         cells = "".join(f"{'-' if value is None else format(value, '.3f'):>10}" for value in row)
-        print(f"{arm.name:14}{cells}  {'equal' if arm.tokens_equal_plain else 'DIFFER'}")
+        print(f"{arm.name:16}{cells}  {'equal' if arm.tokens_equal_plain else 'DIFFER'}")
     for name, reason in skipped.items():
-        print(f"{name:14}left out: {reason}")
+        print(f"{name:16}left out: {reason}")
 
 
 if __name__ == "__main__":

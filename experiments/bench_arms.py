@@ -1,15 +1,13 @@
-"""What decoding costs: our engine without and with speculation, and Hugging Face's, on one prompt at a time."""
+"""What decoding costs: our engine without and with speculation, on one prompt at a time."""
 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
 import specdec
 from drafters import ModelDrafter, NullDrafter
@@ -103,59 +101,6 @@ def steady(trace: Trace) -> Window:
     )
 
 
-@dataclass(frozen=True)
-class PeerArm:
-    """Hugging Face's ``generate`` on the same weights, greedy, with its own attention and cache."""
-
-    name: str
-    verifier: FullVerifier
-    new_tokens: int
-    options: dict[str, Any]
-    length: int = 0
-
-    def __call__(self, prompt: list[int]) -> Sample:
-        module: Any = self.verifier.model.network.module
-        device, arrivals = self.verifier.device, Arrivals()
-        tokens_1S = torch.tensor([prompt], device=device)
-        start = now(device)
-        whole_1S = module.generate(
-            tokens_1S,
-            attention_mask=torch.ones_like(tokens_1S),
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=self.new_tokens,
-            eos_token_id=None,
-            pad_token_id=0,
-            streamer=arrivals,
-            **self.options,
-        )
-        return Sample(whole_1S[0, len(prompt) :].tolist(), now(device) - start, arrivals.window)
-
-
-class Arrivals:
-    """Notes when new tokens arrive: what ``generate`` calls a streamer."""
-
-    def __init__(self) -> None:
-        self._times: list[float] = []
-        self._counts: list[int] = []
-
-    def put(self, tokens: Tensor) -> None:
-        """The prompt first, then what each round adds."""
-        self._times.append(time.perf_counter())
-        self._counts.append(tokens.numel())
-
-    def end(self) -> None:
-        """Nothing is left to do."""
-
-    @property
-    def window(self) -> Window:
-        """The rounds after the first, which reads the prompt. Raises ValueError where there are none."""
-        if len(self._times) <= PREFILL:
-            raise ValueError("too few rounds to time: raise peer_tokens")
-        counts = self._counts[PREFILL:]
-        return Window(self._times[-1] - self._times[1], sum(counts), len(counts))
-
-
 def our_arms(
     verifier: FullVerifier, drafter: ModelDrafter, lengths: Sequence[int], new_tokens: int
 ) -> list[OurArm]:
@@ -172,25 +117,6 @@ def apart(verifier: FullVerifier) -> FullVerifier:
     twin = copy.copy(verifier)
     twin.replay = None if verifier.replay is None else Replay()
     return twin
-
-
-def peer_arms(
-    verifier: FullVerifier, drafter: ModelDrafter, names: Sequence[str], new_tokens: int, length: int
-) -> list[PeerArm]:
-    """Those of Hugging Face's ways that are named. Raises ValueError for an unknown one."""
-    assistant: Any = drafter.model.network.module
-    ways: dict[str, dict[str, Any]] = {
-        "generate": {},
-        "static": {"cache_implementation": "static"},
-        "assisted": {"assistant_model": assistant},
-    }
-    if wrong := [name for name in names if name not in ways]:
-        raise ValueError(f"peers must be among {', '.join(ways)}, not {wrong[0]!r}")
-    if "assisted" in names:
-        chosen = assistant.generation_config
-        chosen.num_assistant_tokens, chosen.num_assistant_tokens_schedule = length, "constant"
-        chosen.assistant_confidence_threshold = 0.0
-    return [PeerArm(f"hf {name}", verifier, new_tokens, ways[name]) for name in names]
 
 
 def measured(arm: BenchArm, prompt: list[int], device: torch.device) -> tuple[Sample, int]:

@@ -10,7 +10,8 @@ from statistics import median
 import torch
 
 from experiments.arms import PLAIN
-from experiments.bench_arms import BenchArm, PeerArm, Sample, measured
+from experiments.bench_arms import BenchArm, Sample, measured
+from experiments.bench_peers import PeerArm
 from experiments.bench_steps import Curve, text
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def take_turns(
     """Every arm once untimed, then every arm once per repeat, each repeat on a prompt of its own.
 
     Returns:
-        the records, and why an arm of Hugging Face's was left out.
+        the records, and why an arm of another library was left out.
     """
     records, skipped = [Record(arm) for arm in arms], dict[str, str]()
     for turn in range(1 + repeats):

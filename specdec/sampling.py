@@ -59,15 +59,11 @@ class Sampling:
         scores = self.scores(logits, seen)
         return _point(scores) if self.greedy else self._warped(scores)
 
-    def guide(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
-        """What a drafter draws from, [..., V]: the law; when greedy scores with the same most likely token.
-
-        Takes the arguments of ``law``, and costs less where the law is a point mass.
-        """
-        return self.scores(logits, seen) if self.greedy else self.law(logits, seen)
-
     def scores(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Logits [..., V] under the repetition penalty, in float32 or wider. Takes the arguments of ``law``."""
+        """Logits [..., V] under the repetition penalty, in float32 or wider; the law's likeliest token is theirs.
+
+        Takes the arguments of ``law``.
+        """
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.penalises:
             if seen is None:

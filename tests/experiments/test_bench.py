@@ -7,29 +7,35 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from experiments.bench_arms import PeerArm, Sample, Window, steady
+from drafters import SyntheticDrafter
+from experiments.bench_arms import Sample, Window, steady
 from experiments.bench_figures import DEFINITIONS, predictions, take_turns
-from experiments.bench_steps import Curve, linear_bytes
+from experiments.bench_peers import WAYS, PeerArm, between, peer_arms, refuse_uncompiled
+from experiments.bench_steps import Curve, linear_bytes, text
 from experiments.run import CONF
 from specdec import Trace
 from specdec.runtime.synthetic import Synthetic
 from specdec.trace import Round, Span
+from verifiers import FullVerifier
 
-# As on machines without them; both stay unimportable in the process.
-START = (
-    "import sys; sys.modules['wandb'] = sys.modules['datasets'] = None; from experiments.bench import main; main()"
-)
+# As on machines without them; they stay unimportable in the process.
+START = """
+import sys
+sys.modules.update(dict.fromkeys(["wandb", "datasets", "economize", "flashspec"]))
+from experiments.bench import main
+main()
+"""
 PAIR = ("target=synthetic/tiny", "drafter=synthetic/tiny", "device=cpu", "dtype=float32")
 SMALL = ("repeats=2", "lengths=[2,4]", "drafts=[1,4]", "widths=[1,2,8]", "contexts=[64,128]", "copy_mib=4")
 ARMS = ["plain", "serial k=2", "serial k=4", "hf generate", "hf static", "hf assisted"]
+ABSENT = ["economize-plain", "economize-draft", "flashspec-draft", "flashspec-auto"]
 
 
 def bench(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -71,8 +77,14 @@ def test_writes_all_parts(found: Any, folder: Path) -> None:
     assert [curve["context"] for curve in found["target"]] == [64, 128]
     assert [list(curve["milliseconds"]) for curve in found["target"]] == [["1", "2", "8"]] * 2
     assert [list(curve["milliseconds"]) for curve in found["drafter"]] == [["1", "4"]] * 2
-    assert list(found["arms"]) == ARMS and found["skipped"] == {}
+    assert list(found["arms"]) == ARMS
     assert found["definitions"] == DEFINITIONS
+
+
+def test_libraries_that_are_not_installed_are_left_out_with_the_reason(found: Any) -> None:
+    assert list(found["skipped"]) == [name.replace("-", " ") for name in ABSENT]
+    for name, reason in found["skipped"].items():
+        assert reason.startswith("ModuleNotFoundError: ") and name.split()[0] in reason
 
 
 def test_numbers_are_positive_and_finite(found: Any) -> None:
@@ -123,26 +135,72 @@ def test_too_few_rounds_are_refused() -> None:
         steady(Trace(rounds=[Round(0, 0, 0, 0, 1)] * 3))
 
 
-@dataclass(frozen=True)
-class Failing(PeerArm):
-    """Another library's arm that fails once it has had its turns."""
+def failing(good_turns: int) -> Callable[[list[int]], Sample]:
+    """Another library's way to decode that fails once it has had its turns."""
+    turns: list[int] = []
 
-    turns: list[int] = field(default_factory=list)
-
-    def __call__(self, prompt: list[int]) -> Sample:
-        self.turns.append(1)
-        if len(self.turns) > self.length:
+    def decode(prompt: list[int]) -> Sample:
+        turns.append(1)
+        if len(turns) > good_turns:
             raise RuntimeError("cannot\ncompile")
         return Sample([1], 1.0, Window(1.0, 1, 1))
+
+    return decode
 
 
 @pytest.mark.parametrize("good_turns", [0, 1, 2])
 def test_a_peer_that_fails_is_left_out_with_the_reason(good_turns: int) -> None:
-    parts: Any = {"verifier": None, "new_tokens": 1, "options": {}}
-    steadfast, failing = Failing("hf a", length=9, **parts), Failing("hf b", length=good_turns, **parts)
-    records, skipped = take_turns([steadfast, failing], 4, 3, 512, torch.device("cpu"))
+    arms = [PeerArm("hf a", failing(9)), PeerArm("hf b", failing(good_turns))]
+    records, skipped = take_turns(arms, 4, 3, 512, torch.device("cpu"))
     assert [(record.arm.name, len(record.samples)) for record in records] == [("hf a", 3)]
     assert skipped == {"hf b": "RuntimeError: cannot"}
+
+
+def test_reads_of_several_tokens_without_the_prompt_and_the_end() -> None:
+    times = [1.0, 5.0, 7.0, 7.0, 7.0, 8.0, 11.0]  # the end cuts the last read, whose tokens are not all timed
+    assert between(times, [1, 1, 3, 1, 6], 2) == Window(8.0 - 5.0, 4, 2)
+    assert between(times, [1, 1, 3, 1, 6], 1) == Window(8.0 - 1.0, 5, 3)
+    with pytest.raises(ValueError, match="raise peer_tokens"):
+        between(times, [1, 1, 5], 2)
+
+
+def test_a_compilation_that_failed_is_no_compiled_arm() -> None:
+    class Model:
+        pass
+
+    model: Any = Model()
+    refuse_uncompiled(model)
+    model._inc = Model()
+    model._inc.compile_fallback_reason = None
+    refuse_uncompiled(model)
+    model._inc.compile_fallback_reason = "BackendError: no compiler"
+    with pytest.raises(RuntimeError, match="no compiler"):
+        refuse_uncompiled(model)
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_a_library_that_is_installed_gives_the_targets_tokens(name: str) -> None:
+    pytest.importorskip(name.split("-")[0])
+    verifier = FullVerifier("synthetic/tiny", dtype="float32", device="cpu")
+    drafter = SyntheticDrafter("synthetic/tiny", agreement=0.8, dtype="float32", device="cpu")
+    (arm,) = peer_arms(verifier, drafter, [name], 40, 4)
+    next_token = Synthetic("synthetic/tiny").successors.tolist()
+    for turn in range(2):
+        prompt = text(512, 16, turn)
+        sample, wanted = arm(prompt), prompt[-1:]
+        for _ in range(40):
+            wanted.append(next_token[wanted[-1]])
+        window = sample.window
+        assert arm.name == name.replace("-", " ") and sample.tokens == wanted[1:]
+        assert 0 < window.seconds < sample.seconds and 0 < window.tokens < 40
+        assert (window.rounds == window.tokens) == name.endswith("plain")
+
+
+@pytest.mark.parametrize("name", ["vllm", "economize"])
+def test_an_unknown_peer_is_refused(name: str) -> None:
+    unused: Any = None
+    with pytest.raises(ValueError, match=f"peers must be among {', '.join(WAYS)}, not '{name}'"):
+        peer_arms(unused, unused, ["generate", name], 8, 4)
 
 
 def test_our_own_failure_is_not_hidden() -> None:
@@ -171,7 +229,7 @@ def test_predictions() -> None:
     [
         ("target=smollm2-135m-instruct", "target must be one of the synthetic/ shapes"),
         ("repeats=0", "repeats must be of whole numbers of at least 1, not 0"),
-        ("peers=[vllm]", "peers must be among generate, static, assisted, not 'vllm'"),
+        ("peers=[vllm]", "peers must be among generate, static, assisted, economize-plain"),
     ],
 )
 def test_a_wrong_value_is_one_line(tmp_path: Path, override: str, told: str) -> None:

@@ -43,6 +43,7 @@ def test_ancestors_depths_and_children():
                 expected = [node for node in range(9) if parents[node] == place - 1]
                 assert [child for child in draft.children[row, place].tolist() if child >= 0] == expected
 
+
 def test_ancestors_of_chains():
     parents_BN = torch.tensor([[-1, 0, 1, 2, 3, 4], [-1, 0, 1, tree.PAD, tree.PAD, tree.PAD], [tree.PAD] * 6])
     assert torch.equal(tree.ancestors(parents_BN, fanout=1), tree.ancestors(parents_BN))
