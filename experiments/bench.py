@@ -24,7 +24,7 @@ from experiments.run import CONF, message
 log = logging.getLogger(__name__)
 
 PREFIX = "synthetic/"
-WHOLE = ("new_tokens", "prompt_tokens", "repeats", "peer_tokens", "peer_length", "timings")
+WHOLE = ("new_tokens", "prompt_tokens", "repeats", "peer_tokens", "peer_length", "timings", "rows_tokens")
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def check(config: DictConfig) -> None:
         if not str(name).startswith(PREFIX):
             raise ValueError(f"{key} must be one of the {PREFIX} shapes, not {name!r}: the bench times no others")
     values = {key: [config[key]] for key in WHOLE}
-    values |= {key: list(config[key]) for key in ("widths", "contexts", "drafts", "lengths")}
+    values |= {key: list(config[key]) for key in ("widths", "contexts", "drafts", "lengths", "rows")}
     for key, numbers in values.items():
         if not numbers or not all(type(number) is int and number > 0 for number in numbers):
             raise ValueError(f"{key} must be of whole numbers of at least 1, not {config[key]!r}")
@@ -67,51 +67,80 @@ class Pair:
 
 
 def bench(config: DictConfig, overrides: Sequence[str], folder: Path, console: Console) -> None:
-    """Measure, and write bench.json and bench.png."""
+    """Measure, and write bench.json and bench.png. What is measured is written at once."""
     # Here, so that --help is answered at once: torch takes seconds to import.
-    from experiments.bench_figures import DEFINITIONS, figures, take_turns
+    from experiments.bench_figures import fastest, figures, raw, take_turns
     from experiments.bench_plot import save_bench_plot
-    from experiments.folder import resolved, write_json
-    from experiments.stopwatch import bandwidth, reserved
+    from experiments.bench_rows import compare_rows
+    from experiments.folder import write_json
+    from experiments.stopwatch import bandwidth
 
     pair = load(config)
-    title, device = headline(config, pair), pair.verifier.device
-    console.print(title, highlight=False, markup=False, soft_wrap=True)
+    content, device = opening(config, overrides, pair), pair.verifier.device
+    console.print(content["title"], highlight=False, markup=False, soft_wrap=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def note(**more: Any) -> None:
+        content.update(more)
+        write_json(folder / "bench.json", content)
+
+    made, vocabulary = arms(config, pair), pair.verifier.vocab_size
     # Before all else: the first generations are to find nothing compiled.
-    vocabulary = pair.verifier.vocab_size
-    records, skipped = take_turns(arms(config, pair), config.prompt_tokens, config.repeats, vocabulary, device)
-    held = reserved(device)
+    records, skipped = take_turns(made, config.prompt_tokens, config.repeats, vocabulary, device)
+    samples = {record.arm.name: raw(record) for record in records}
+    note(samples=samples, skipped=skipped, memory=memory(pair, records[1].reserved_bytes))
+    tuned = [made[0], fastest(records[1 : 1 + len(config.lengths)])]
+    rows = compare_rows(tuned, config.rows, config.prompt_tokens, config.rows_tokens, config.repeats)
+    note(rows=[asdict(part) for part in rows])
     rate = bandwidth(device, config.copy_mib)
     targets, drafts = curves(config, pair, rate.best)
+    note(
+        bandwidth={**asdict(rate), "best": rate.best, "unit": "bytes read and written per second"},
+        target=[asdict(curve) for curve in targets],
+        drafter=[asdict(curve) for curve in drafts],
+    )
     found = figures(records, targets[0], drafts[0])
-    content = {
-        "title": title,
+    note(arms={arm.name: asdict(arm) for arm in found})
+    save_bench_plot(folder / "bench.png", content["title"], targets, drafts, found)
+    show(found, skipped)
+    show_rows(rows)
+    console.print(f"results in {folder}", highlight=False, markup=False, soft_wrap=True)
+
+
+def opening(config: DictConfig, overrides: Sequence[str], pair: Pair) -> dict[str, Any]:
+    """What is known before anything is measured."""
+    from experiments.bench_figures import DEFINITIONS
+    from experiments.folder import resolved
+
+    return {
+        "title": headline(config, pair),
         "provenance": origin(overrides, pair),
         "config": resolved(config),
-        "load_seconds": pair.seconds,
-        "reserved_bytes": held,
-        "bandwidth": {**asdict(rate), "best": rate.best, "unit": "bytes read and written per second"},
-        "target": [asdict(curve) for curve in targets],
-        "drafter": [asdict(curve) for curve in drafts],
-        "arms": {arm.name: asdict(arm) for arm in found},
-        "skipped": skipped,
         "definitions": DEFINITIONS,
+        "load_seconds": pair.seconds,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "bench.json", content)
-    save_bench_plot(folder / "bench.png", title, targets, drafts, found)
-    show(found, skipped)
-    console.print(f"results in {folder}", highlight=False, markup=False, soft_wrap=True)
+
+
+def memory(pair: Pair, held: int | None) -> dict[str, Any]:
+    """Weights and caches, and what is held beyond them."""
+    from experiments.bench_steps import cache_bytes, parameter_bytes
+
+    models = (pair.verifier.model, pair.drafter.model)
+    weights, caches = sum(map(parameter_bytes, models)), sum(map(cache_bytes, models))
+    over = None if held is None else held / (weights + caches) - 1
+    return {"weight_bytes": weights, "cache_bytes": caches, "reserved_bytes": held, "overhead": over}
 
 
 def load(config: DictConfig) -> Pair:
     """Make both models."""
-    from experiments.stopwatch import now
+    from experiments.stopwatch import now, tidy
 
     start = time.perf_counter()
     verifier = instantiate(config.verifier, _convert_="all")
     drafter = instantiate(config.drafter, _convert_="all")
-    return Pair(verifier, drafter, now(verifier.device) - start)
+    seconds = now(verifier.device) - start
+    tidy(verifier.device)  # what was held while weights were made says nothing of decoding
+    return Pair(verifier, drafter, seconds)
 
 
 def headline(config: DictConfig, pair: Pair) -> str:
@@ -161,6 +190,16 @@ def show(found: Sequence[Any], skipped: dict[str, str]) -> None:
         print(f"{arm.name:16}{cells}  {'equal' if arm.tokens_equal_plain else 'DIFFER'}")
     for name, reason in skipped.items():
         print(f"{name:16}left out: {reason}")
+
+
+def show_rows(found: Sequence[Any]) -> None:
+    """Print a line for every arm and number of rows."""
+    for part in found:
+        print(
+            f"{part.arm:16}{part.rows:3} rows: {part.ms_per_token:.3f} ms per token of all rows, "
+            f"{part.one_by_one_ms_per_token:.3f} one after another ({part.gain:.2f} times); "
+            f"{part.tokens_equal} of {part.rows} rows have equal tokens"
+        )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,10 +11,9 @@ import torch
 import specdec
 from drafters import ModelDrafter, NullDrafter
 from experiments.arms import PLAIN
-from experiments.stopwatch import forget_peak, now, peak
+from experiments.stopwatch import forget_peak, now, peak, reserved
 from specdec import Trace
 from specdec.protocols import Drafter
-from specdec.runtime.replay import Replay
 from verifiers import FullVerifier
 
 # The rounds in which target and drafter read the prompt.
@@ -105,22 +103,23 @@ def our_arms(
     verifier: FullVerifier, drafter: ModelDrafter, lengths: Sequence[int], new_tokens: int
 ) -> list[OurArm]:
     """Plain decoding, then speculation with drafts of each length, on the same two models."""
-    made = [OurArm(PLAIN, apart(verifier), NullDrafter(), new_tokens)]
+    made = [OurArm(PLAIN, verifier, NullDrafter(), new_tokens)]
     for length in lengths:
         part = ModelDrafter(drafter.model, length=length, tokenizer=drafter.tokenizer)
-        made.append(OurArm(f"serial k={length}", apart(verifier), part, new_tokens, length))
+        made.append(OurArm(f"serial k={length}", verifier, part, new_tokens, length))
     return made
 
 
-def apart(verifier: FullVerifier) -> FullVerifier:
-    """The verifier with recordings of its own, so that what an arm costs does not depend on the others."""
-    twin = copy.copy(verifier)
-    twin.replay = None if verifier.replay is None else Replay()
-    return twin
+@dataclass(frozen=True)
+class Usage:
+    """Bytes of memory: the most during a generation, and what PyTorch holds after it (None but on a GPU)."""
+
+    peak: int
+    reserved: int | None
 
 
-def measured(arm: BenchArm, prompt: list[int], device: torch.device) -> tuple[Sample, int]:
-    """A generation and the most memory that was allocated meanwhile, in bytes."""
+def measured(arm: BenchArm, prompt: list[int], device: torch.device) -> tuple[Sample, Usage]:
+    """A generation and the memory that it took."""
     forget_peak(device)
     sample = arm(prompt)
-    return sample, peak(device)
+    return sample, Usage(peak(device), reserved(device))

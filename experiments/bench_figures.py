@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import median
+from typing import Any
 
 import torch
 
 from experiments.arms import PLAIN
-from experiments.bench_arms import BenchArm, Sample, measured
+from experiments.bench_arms import BenchArm, Sample, Usage, measured
 from experiments.bench_peers import PeerArm
 from experiments.bench_steps import Curve, text
 
@@ -30,6 +31,9 @@ DEFINITIONS = {
     "predicted_from_parts": "tau * T(1) / (D(k) + T(k + 1) + o), with T and D from the curves",
     "tokens_equal_plain": "whether every token of every repeat is plain's, as far as the arm went",
     "first_seconds": "the first generation: kernels are compiled and rounds recorded",
+    "reserved_bytes": "what PyTorch holds after the arm's first generation, that of all arms before it included",
+    "overhead": "what is held after plain and one drafting arm beyond weights and caches, relative to those",
+    "rows": "wall time per new token of all rows, prefill included: in one batch, and one after another",
     "peak_bytes": "most memory during a generation, models included (on a CPU: of the process so far)",
     "floor_ms": "weights of the linear layers and keys and values of the context, over the copy bandwidth",
 }
@@ -41,14 +45,15 @@ class Record:
 
     arm: BenchArm
     first_seconds: float | None = None
+    reserved_bytes: int | None = None
     peak_bytes: int = 0
     samples: list[Sample] = field(default_factory=list)
 
-    def add(self, sample: Sample, peak_bytes: int) -> None:
-        """Note a generation; of the first only how long it took."""
-        self.peak_bytes = max(self.peak_bytes, peak_bytes)
+    def add(self, sample: Sample, usage: Usage) -> None:
+        """Note a generation; of the first only how long it took, and what is kept from then on."""
+        self.peak_bytes = max(self.peak_bytes, usage.peak)
         if self.first_seconds is None:
-            self.first_seconds = sample.seconds
+            self.first_seconds, self.reserved_bytes = sample.seconds, usage.reserved
         else:
             self.samples.append(sample)
 
@@ -70,6 +75,7 @@ class Figures:
     wait_ms: float | None
     tokens_equal_plain: bool
     first_seconds: float
+    reserved_bytes: int | None
     peak_bytes: int
     speedup: float
     wall_speedup: float
@@ -132,11 +138,22 @@ def figured(record: Record, plain: Record, target: Curve, draft: Curve) -> Figur
         **dict(zip(("target_ms", "draft_ms", "wait_ms"), known or (None, None, None), strict=True)),
         tokens_equal_plain=all(map(agrees, record.samples, plain.samples)),
         first_seconds=record.first_seconds or 0.0,
+        reserved_bytes=record.reserved_bytes,
         peak_bytes=record.peak_bytes,
         speedup=plain_decode / decode,
         wall_speedup=plain_wall / wall,
         **predictions(record.arm.length, tau, known, plain_known, target, draft),
     )
+
+
+def fastest(records: Sequence[Record]) -> Any:
+    """The arm that takes least time per token."""
+    return min(records, key=lambda record: per_token(record)[1]).arm
+
+
+def raw(record: Record) -> list[dict[str, Any]]:
+    """What was measured, ready for JSON; of the tokens their number."""
+    return [asdict(sample) | {"tokens": len(sample.tokens)} for sample in record.samples]
 
 
 def per_token(record: Record) -> tuple[float, float]:

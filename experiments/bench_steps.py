@@ -115,6 +115,18 @@ def linear_bytes(module: nn.Module) -> int:
     return sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
 
 
+def parameter_bytes(model: CachedModel) -> int:
+    """Bytes of all weights, shared ones counted once."""
+    return sum(weight.numel() * weight.element_size() for weight in model.network.module.parameters())
+
+
+def cache_bytes(model: CachedModel) -> int:
+    """Bytes of the keys and values of all slots, used or not."""
+    cache = model.memory.cache
+    buffers = [*cache.keys.values(), *cache.values.values()]
+    return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
+
+
 def slot_bytes(model: CachedModel) -> int:
     """Bytes of the keys and values of one token, of a cache that has been written."""
     cache = model.memory.cache

@@ -105,6 +105,12 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def tidy(device: torch.device) -> None:
+    """Give memory back that is held for later, where that can be."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def forget_peak(device: torch.device) -> None:
     """Measure the peak from here on, where that can be."""
     if device.type == "cuda":

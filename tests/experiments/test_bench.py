@@ -18,6 +18,7 @@ from drafters import SyntheticDrafter
 from experiments.bench_arms import Sample, Window, steady
 from experiments.bench_figures import DEFINITIONS, predictions, take_turns
 from experiments.bench_peers import WAYS, PeerArm, between, peer_arms, refuse_uncompiled
+from experiments.bench_rows import ragged
 from experiments.bench_steps import Curve, linear_bytes, text
 from experiments.run import CONF
 from specdec import Trace
@@ -34,6 +35,7 @@ main()
 """
 PAIR = ("target=synthetic/tiny", "drafter=synthetic/tiny", "device=cpu", "dtype=float32")
 SMALL = ("repeats=2", "lengths=[2,4]", "drafts=[1,4]", "widths=[1,2,8]", "contexts=[64,128]", "copy_mib=4")
+ROWS = ("rows=[1,3]", "rows_tokens=16")
 ARMS = ["plain", "serial k=2", "serial k=4", "hf generate", "hf static", "hf assisted"]
 ABSENT = ["economize-plain", "economize-draft", "flashspec-draft", "flashspec-auto"]
 
@@ -51,7 +53,7 @@ def bench(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bench")
-    done = bench(path, *SMALL, "prompt_tokens=64", "new_tokens=64", "peer_tokens=32", "timings=5")
+    done = bench(path, *SMALL, *ROWS, "prompt_tokens=64", "new_tokens=64", "peer_tokens=32", "timings=5")
     assert done.returncode == 0, done.stderr
     assert "synthetic weights" in done.stderr and "serial k=4" in done.stdout and "DIFFER" not in done.stdout
     return path
@@ -88,7 +90,7 @@ def test_libraries_that_are_not_installed_are_left_out_with_the_reason(found: An
 
 
 def test_numbers_are_positive_and_finite(found: Any) -> None:
-    parts = {key: found[key] for key in ("load_seconds", "bandwidth", "target", "drafter")}
+    parts = {key: found[key] for key in ("load_seconds", "bandwidth", "target", "drafter", "rows", "samples")}
     arms = [{key: value for key, value in arm.items() if key != "length"} for arm in found["arms"].values()]
     values = list(numbers([parts, arms]))
     assert len(values) > 100 and all(math.isfinite(value) and value > 0 for value in values)
@@ -102,6 +104,24 @@ def test_tokens_equal_plain_and_the_parts_of_a_round_are_known(found: Any) -> No
         assert (arm["predicted"] is not None) == name.startswith("serial")
     assert found["arms"]["plain"]["tau"] == found["arms"]["hf generate"]["tau"] == 1
     assert 1 < found["arms"]["serial k=2"]["tau"] <= 3 and 1 < found["arms"]["hf assisted"]["tau"] <= 6
+
+
+def test_rows_are_compared_with_the_same_rows_one_by_one(found: Any) -> None:
+    assert [(part["arm"], part["rows"]) for part in found["rows"]] == [
+        (arm, rows) for arm in ("plain", found["rows"][-1]["arm"]) for rows in (1, 3)
+    ]
+    assert found["rows"][-1]["arm"] in ("serial k=2", "serial k=4")
+    assert all(part["tokens_equal"] == part["rows"] for part in found["rows"])
+    prompts = ragged(512, 4, 40)
+    assert [len(prompt) for prompt in prompts] == [40, 34, 28, 22] and ragged(512, 1, 40) == prompts[:1]
+
+
+def test_memory_is_that_of_both_models_and_their_caches(found: Any) -> None:
+    module = Synthetic("synthetic/tiny").module(torch.float32, torch.device("cpu"))
+    weights = 2 * 4 * sum(weight.numel() for weight in module.parameters())
+    slots = found["memory"]["cache_bytes"] // 512  # of a token, see below
+    assert found["memory"]["weight_bytes"] == weights and slots >= 2 * (64 + 64)
+    assert found["memory"]["overhead"] is None and found["memory"]["reserved_bytes"] is None
 
 
 def test_bytes_of_a_step() -> None:
