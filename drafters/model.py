@@ -66,6 +66,8 @@ class ModelDrafter:
         check_vocabulary(self, target)
         self._vocabulary = target.vocab_size
         self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)
+        if seq.static:  # so that the first draft is like all others, and can be replayed
+            self.model.advance(seq.tokens, seq.lengths)
 
     def draft(self, context: Context, noise: Noise) -> Draft:
         """A chain or a tree for every row."""

@@ -111,16 +111,18 @@ def replayed(
     guarded, replay = Guarded(drafter, trace), cast(Replay, verifier.replay)
     rows, slots = seq.tokens.shape
     seq = replace(seq.padded(verifier.model.room(rows, capacity(slots))), static=True)
-    guarded.begin(verifier, seq)
-    verifier.begin(seq, guarded.wants)
-    replay.begin()
-    drafts, model = getattr(drafter, "static", False), getattr(drafter, "model", None)
+    drafts = getattr(drafter, "static", False)
     # A drafter on the host asks for the tokens themselves: nothing is won by not knowing them.
     trace.lag = 1 if drafts else 0
     if seq.tokens.is_cuda:
         trace.clock = DeviceClock()
-    stage = Stage(replay, trace, (verifier.model, *([] if model is None else [model])), drafts, verifier.width)
     with trace.running({}):
+        with trace.span("drafter"):  # a model reads the prompt
+            guarded.begin(verifier, seq)
+        verifier.begin(seq, guarded.wants)
+        model = getattr(drafter, "model", None)
+        models = (verifier.model, *([] if model is None else [model]))
+        stage = Stage(replay, trace, models, drafts, verifier.width)
         return serial(seq, guarded, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
 
 

@@ -45,9 +45,12 @@ class Guarded:
         return self._drafter
 
     def begin(self, target: Verifier, seq: Sequences) -> None:
-        """Raises what the drafter raises: here target and drafter find out that they do not fit."""
+        """Raises the drafter's ValueError: here target and drafter find out that they do not fit."""
         self._vocabulary = target.vocab_size
-        self._drafter.begin(target, seq)
+        try:
+            self._drafter.begin(target, seq)
+        except RuntimeError as error:  # reading the prompt may take more memory than there is
+            self._trace.fault(f"raised {type(error).__name__}: {error}", error=error)
 
     def draft(self, context: Context, noise: Noise) -> Draft:
         try:

@@ -11,56 +11,15 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from specdec.runtime.cache import KVCache
 from specdec.runtime.feed import Extent, Feed, Hanging, feed
 from specdec.runtime.huggingface import Network
+from specdec.runtime.memory import Memory
 from specdec.types import Tap
 
 # Slots for the nodes of draft trees, so that the cache need not grow for them.
 MARGIN = 64
-
-
-@dataclass(eq=False)
-class Memory:
-    """A cache, and the tokens it holds: of each row of ``tokens`` [B, S] the first ``lengths`` [B]."""
-
-    cache: KVCache
-    tokens: Tensor
-    lengths: Tensor
-
-    @classmethod
-    def empty(cls, rows: int, slots: int, device: torch.device, margin: int = 0) -> Memory:
-        nothing_BS = torch.zeros(rows, slots, dtype=torch.int64, device=device)
-        return cls(KVCache(rows, slots + margin), nothing_BS, torch.zeros(rows, dtype=torch.int64, device=device))
-
-    def hold(self, tokens_BS: Tensor, lengths_B: Tensor) -> None:
-        """Note what the cache holds now, in place: what reads these tensors later need not be told."""
-        if tokens_BS.shape[1] > self.tokens.shape[1]:
-            self.tokens = pad(self.tokens, (0, tokens_BS.shape[1] - self.tokens.shape[1]))
-        self.tokens[:, : tokens_BS.shape[1]] = tokens_BS
-        self.lengths.copy_(lengths_B)
-
-    def extend(self, chain: Hanging) -> None:
-        """Note the nodes of a tree that lie in the cache as committed tokens would: a chain from its first on."""
-        index_N = torch.arange(chain.size, device=chain.tokens.device)
-        straight_BN = (chain.parents == index_N - 1).cumprod(1)
-        slot_S = torch.arange(self.tokens.shape[1], device=chain.tokens.device)
-        node_BS = slot_S - chain.lengths[:, None]
-        there_BS = (node_BS >= 0) & (node_BS < chain.size)
-        self.tokens.copy_(
-            torch.where(there_BS, chain.tokens.gather(1, node_BS.clamp(0, chain.size - 1)), self.tokens)
-        )
-        self.lengths.copy_((chain.lengths + straight_BN.sum(1)).clamp(max=len(slot_S)))
-
-    def common(self, tokens_BS: Tensor, lengths_B: Tensor) -> Tensor:
-        """int64 [B]: how much of the given rows is held."""
-        width = min(tokens_BS.shape[1], self.tokens.shape[1])
-        limit_B = torch.minimum(self.lengths, lengths_B)
-        same_BS = self.tokens[:, :width] == tokens_BS[:, :width]
-        same_BS &= torch.arange(width, device=tokens_BS.device) < limit_B[:, None]
-        return same_BS.cumprod(1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -110,7 +69,6 @@ class CachedModel:
         self._owns = memory is None
         self.memory = memory or Memory.empty(0, 0, network.device)
         self._hanging: Hanging | None = None
-        self._follows = False  # whether the cache has seen the rows
         self._static = False  # whether the last forward's shapes did not depend on them
 
     @property
@@ -122,6 +80,11 @@ class CachedModel:
     def device(self) -> torch.device:
         """Where the network's inputs live."""
         return self.network.device
+
+    @property
+    def follows(self) -> bool:
+        """Whether the rows have been read: the shapes of a forward need not depend on them from here on."""
+        return self.memory.follows
 
     def begin(self, rows: int, slots: int, longest: int | None = None, stay: bool = False) -> None:
         """Forget everything. Draft trees make the cache grow beyond ``slots``.
@@ -141,7 +104,8 @@ class CachedModel:
                 f"a row may reach {longest} tokens (prompt and new tokens), but the model has {limit} positions: "
                 "shorten the prompt or lower max_new_tokens"
             )
-        self._follows = False
+        if self._owns:
+            self.memory.follows = False
         if stay and self.memory.tokens.shape[0] == rows and self.memory.tokens.shape[1] >= slots:
             self.memory.lengths.zero_()
         elif self._owns:
@@ -188,7 +152,7 @@ class CachedModel:
         """
         nodes_BN, parents_BN = nodes or (tokens_BS[:, :0], tokens_BS[:, :0])
         self._hanging = Hanging(lengths_B, nodes_BN, parents_BN, chain)
-        self._static = behind is not None and self._follows
+        self._static = behind is not None and self.follows
         # What the forward overwrites is no longer held, whatever becomes of the forward.
         self.memory.lengths.copy_(self.memory.common(tokens_BS, lengths_B))
         # The last committed token is always fed: its logits are wanted.
@@ -196,7 +160,7 @@ class CachedModel:
         scores = self._forward(self._feed(tokens_BS, held_B, 0, behind or 0), nodes_BN.shape[1] + 1, taps)
         if self._owns:
             self.memory.hold(tokens_BS, lengths_B)
-        self._follows = True
+        self.memory.follows = True
         return scores
 
     def grow(self, tokens_BW: Tensor, parents_BW: Tensor) -> Tensor:

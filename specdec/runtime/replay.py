@@ -1,15 +1,13 @@
 """Parts of a round recorded as CUDA graphs and replayed: one launch for hundreds of kernels.
 
-What is recorded is the very code that runs without it. A part is played three ways: directly the first time in a
-generation, where shapes depend on the prompt; directly once more for every new shape, so that kernels are compiled
-and libraries set up; and after that from its recording.
+What is recorded is the very code that runs without it. A part of a new shape is played directly once, so that
+kernels are compiled and libraries set up, and after that from its recording.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -37,13 +35,8 @@ class Replay:
         self._recordings: dict[Key, Recording] = {}
         self._warm: set[Key] = set()
         self._refused: set[Key] = set()
-        self._calls: Counter[str] = Counter()
         self._noise: dict[Hashable, Noise] = {}
         self._places: set[tuple[Place, ...]] = set()
-
-    def begin(self) -> None:
-        """A new generation starts."""
-        self._calls.clear()
 
     def noise(self, seed: int, rows: int, positions: int, coupled: bool, device: torch.device) -> Noise:
         """The noise of a seed, in the place from which recordings draw."""
@@ -55,13 +48,11 @@ class Replay:
 
     def __call__(self, part: Callable[..., Any], places: tuple[Place, ...], *arguments: Any) -> Any:
         """Play a part. Recordings are good as long as the caches that they read and write stay in their places."""
-        first = self._calls[part.__name__] == 0
-        self._calls[part.__name__] += 1
         leaves: list[Tensor] = []
         shape = flatten(arguments, leaves)
         key = (part, shape, places)
         self._tidy(places)
-        if first or key in self._refused:
+        if key in self._refused:
             return part(*arguments)
         if key not in self._warm:
             self._warm.add(key)

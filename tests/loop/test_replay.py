@@ -177,6 +177,24 @@ def test_what_cannot_be_recorded_is_played_directly_and_said_once(tiny_llama, ca
     assert len([r for r in caplog.records if "verify cannot be recorded" in r.message]) == 1
 
 
+def test_a_prompt_that_the_draft_model_cannot_read_costs_speed_only(tiny_llama, monkeypatch):
+    drafter = ModelDrafter(tiny_llama, length=3)
+    advance, calls = drafter.model.advance, []
+
+    def once(*what, **options):
+        calls.append(what)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("no room")
+        return advance(*what, **options)
+
+    monkeypatch.setattr(drafter.model, "advance", once)
+    result = specdec.generate(replaying(tiny_llama, []), drafter, [1, 2], max_new_tokens=20)
+    expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), [1, 2], max_new_tokens=20)
+    assert result.row() == expected.row()
+    assert result.metrics.faults == {"ModelDrafter: raised OutOfMemoryError: no room": 1}
+    assert result.metrics.mean_accepted_tokens > 3, "the model is read at the first draft"
+
+
 def test_a_number_that_python_reads_would_be_caught(tiny_llama):
     # The stand-in must fail where a CUDA graph would: this drafter looks at the rows on the host.
     class Peeking(ModelDrafter):

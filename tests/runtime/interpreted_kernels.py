@@ -72,7 +72,7 @@ def chain_sight(kernels, lengths, width, sliding=None):
 
 
 @pytest.mark.parametrize("sliding", [None, 40])
-@pytest.mark.parametrize("size", [32, 24])
+@pytest.mark.parametrize("size", [32, 24, 8])
 @pytest.mark.parametrize(("width", "groups"), [(1, 3), (4, 1), (9, 3)])
 def test_attention_over_a_chain(kernels, width, groups, size, sliding):
     keys, values = cache(size=size)

@@ -42,7 +42,7 @@ def attend(
     """
     rows, heads, slots, size = keys_BHSE.shape
     width, groups = sight.counts.shape[1], q_MX.shape[1] // (heads * size)
-    wide = triton.next_power_of_2(size)
+    wide = max(16, triton.next_power_of_2(size))  # tensor cores take no less
     chunk, block = cut(slots)
     chunks = triton.cdiv(slots, chunk)
     together = min(triton.next_power_of_2(width), max(1, MOST_LINES // triton.next_power_of_2(groups)))
