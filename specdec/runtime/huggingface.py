@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from specdec.runtime.lean import LeanNetwork
 
 ATTENTION = "specdec"
+# Types that our kernels compute in.
+KERNELS = (torch.bfloat16, torch.float16, torch.float32)
 AttentionInterface.register(ATTENTION, attend)
 
 
@@ -49,6 +51,8 @@ class Network:
         self._configs = {id(config): config for config in (module.config, self.config)}.values()
         self._layers = layer_list(module, self.config.num_hidden_layers)[1]
         self.lean: LeanNetwork | None = None
+        # Whether attention takes a ``Sight`` in place of a mask: where our kernels run.
+        self.brief = False
 
     @property
     def vocab_size(self) -> int:
@@ -101,17 +105,12 @@ class Network:
             )
         return answer.logits, states
 
-    @property
-    def brief(self) -> bool:
-        """Whether attention takes a ``Sight`` in place of a mask: where our kernels run."""
-        return self.device.type == "cuda" and self.dtype in (torch.bfloat16, torch.float16, torch.float32)
-
     def quicken(self) -> None:
         """Prepare to run a few tokens at a time as fast as the device can. Does nothing on a CPU."""
-        if self.brief and self.lean is None:
+        if self.device.type == "cuda" and self.dtype in KERNELS and not self.brief:
             from specdec.runtime.fuse import fuse
 
-            self.lean = fuse(self.module, self.config)
+            self.brief, self.lean = True, fuse(self.module, self.config)
 
     def replay(self, tokens_BW: Tensor) -> Tensor:
         """Logits [B, V] after the last token, of one forward as Hugging Face runs it, nothing of ours."""

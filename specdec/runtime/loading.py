@@ -13,6 +13,7 @@ from specdec.runtime.checkpoints import SHORT_NAMES, resolve
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_files import end_tokens, read_model, read_tokenizer
 from specdec.runtime.model import CachedModel
+from specdec.runtime.proof import prove
 from specdec.runtime.synthetic import PREFIX, Synthetic
 
 RUNTIMES = ("eager", "graphed", "auto")
@@ -75,10 +76,11 @@ def load(
 
 def prepared(network: Network, tokenizer: Any | None, ends: tuple[int, ...], runtime: str) -> Loaded:
     """A network, ready to run as it is wanted. Raises ValueError for a runtime that it cannot have."""
-    graphed = pick_runtime(runtime, network.device)
+    graphed, model = pick_runtime(runtime, network.device), CachedModel(network)
     if graphed:
         network.quicken()
-    return Loaded(CachedModel(network), tokenizer, ends, graphed)
+        prove(model)
+    return Loaded(model, tokenizer, ends, graphed)
 
 
 def pick_runtime(runtime: str, device: torch.device) -> bool:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from families import FAMILIES
 
 import specdec
 from drafters import EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter
@@ -68,3 +69,23 @@ def test_at_a_fixed_width_bfloat16_gives_the_tokens_of_plain_decoding(tiny_llama
             result = specdec.generate(verifier, drafter, rows, max_new_tokens=200)
             assert not result.metrics.faults
             assert torch.equal(result.tokens, plain.tokens)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_replayed_rounds_of_every_family_give_the_tokens_of_the_cpu(kind):
+    here, there = FAMILIES[kind](), FAMILIES[kind]().cuda()
+    expected = specdec.generate(FullVerifier(here), NullDrafter(), ROWS, max_new_tokens=40)
+    verifier = FullVerifier(there, runtime="graphed")
+    for drafter in (NullDrafter(), ModelDrafter(there, length=3), EarlyExitDrafter(width=2, nodes=6)):
+        result = specdec.generate(verifier, drafter, ROWS, max_new_tokens=40)
+        assert not result.metrics.faults
+        assert torch.equal(result.tokens.cpu(), expected.tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["llama", "gemma3-hybrid", "gpt2"])
+def test_half_precision_runs_without_a_fault(kind, dtype):
+    target = FAMILIES[kind]().to("cuda", dtype)
+    for drafter in (NullDrafter(), ModelDrafter(target, length=3)):
+        result = specdec.generate(FullVerifier(target, runtime="graphed"), drafter, ROWS, max_new_tokens=30)
+        assert not result.metrics.faults and result.lengths.tolist() == [30] * len(ROWS)
