@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -63,6 +64,7 @@ class Window:
         return None if allowed_BWS is None else allowed_BWS[:, None].repeat(1, 1, groups, 1)
 
 
+@torch.compiler.disable  # a layer's code is compiled around it, and so is the same for every layer
 def attend(
     module: nn.Module,
     query: Tensor,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from specdec.runtime.attention import Window, attend
+from specdec.runtime.compiled import CompiledLayers
 from specdec.runtime.support import refuse_unsupported
 from specdec.types import Tap
 
@@ -53,6 +54,7 @@ class Network:
         self.lean: LeanNetwork | None = None
         # Whether attention takes a ``Sight`` in place of a mask: where our kernels run.
         self.brief = False
+        self.compiled: CompiledLayers | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -95,7 +97,7 @@ class Network:
             window.written.update(range(self.depth))
             caches = [(window.cache.keys[layer], window.cache.values[layer]) for layer in range(self.depth)]
             return self.lean(tokens_BW, positions_BW, window.slots, caches, window.sight, keep, taps)
-        with self._our_attention(), self._tapping(taps) as states:
+        with self._our_attention(), self._compiling(window), self._tapping(taps) as states:
             answer = self.module(
                 input_ids=tokens_BW,
                 position_ids=positions_BW,
@@ -137,6 +139,10 @@ class Network:
             outer = inner
         setattr(outer, last, nn.ModuleList(list(stack)[:layers]))
         return _view(self, view, layers)
+
+    def _compiling(self, window: Window) -> AbstractContextManager[None]:
+        """Layers run compiled where shapes do not depend on the rows: each would be compiled anew."""
+        return nullcontext() if self.compiled is None or window.sight is None else self.compiled(self._layers)
 
     @contextmanager
     def _our_attention(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from specdec.runtime.checkpoints import SHORT_NAMES, resolve
+from specdec.runtime.compiled import CompiledLayers
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_files import end_tokens, read_model, read_tokenizer
 from specdec.runtime.model import CachedModel
@@ -80,6 +81,7 @@ def prepared(network: Network, tokenizer: Any | None, ends: tuple[int, ...], run
     if graphed:
         network.quicken()
         prove(model)
+        network.compiled = CompiledLayers() if network.brief and network.lean is None else None
     return Loaded(model, tokenizer, ends, graphed)
 
 
