@@ -62,8 +62,12 @@ class ModelDrafter:
         return self.shape.size
 
     def begin(self, target: Verifier, seq: Sequences) -> None:
-        """Forget the last generation. Raises ValueError where the vocabularies differ."""
+        """Forget the last generation. Raises ValueError where the vocabularies or the devices differ."""
         check_vocabulary(self, target)
+        if self.model.device != target.device:
+            raise ValueError(
+                f"the draft model is on {self.model.device} and the target on {target.device}: put both on one"
+            )
         self._vocabulary = target.vocab_size
         self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)
         if seq.static:  # so that the first draft is like all others, and can be replayed

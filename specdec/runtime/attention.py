@@ -16,7 +16,7 @@ from specdec.runtime.cache import KVCache
 from specdec.runtime.sight import Sight
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # frozen, PyTorch 2.11 would compile a layer anew wherever one of these fields differs
 class Window:
     """Where the tokens of one forward are written, and what each of them may see.
 
@@ -65,6 +65,7 @@ class Window:
 
 
 @torch.compiler.disable  # a layer's code is compiled around it, and so is the same for every layer
+@torch.compiler.disable  # a layer is compiled around it, once for all layers that differ in their index only
 def attend(
     module: nn.Module,
     query: Tensor,

@@ -82,6 +82,11 @@ class Network:
         return self.module.get_input_embeddings().weight.device
 
     @property
+    def devices(self) -> set[torch.device]:
+        """Where its weights are."""
+        return {weight.device for weight in self.module.parameters()}
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
         return self.module.dtype

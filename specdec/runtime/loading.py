@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def load(
 
 def prepared(network: Network, tokenizer: Any | None, ends: tuple[int, ...], runtime: str) -> Loaded:
     """A network, ready to run as it is wanted. Raises ValueError for a runtime that it cannot have."""
-    graphed, model = pick_runtime(runtime, network.device), CachedModel(network)
+    graphed, model = pick_runtime(runtime, network.devices), CachedModel(network)
     if graphed:
         network.quicken()
         prove(model)
@@ -85,13 +86,15 @@ def prepared(network: Network, tokenizer: Any | None, ends: tuple[int, ...], run
     return Loaded(model, tokenizer, ends, graphed)
 
 
-def pick_runtime(runtime: str, device: torch.device) -> bool:
-    """Whether rounds are replayed. Raises ValueError for a runtime that is unknown or needs another device."""
+def pick_runtime(runtime: str, devices: Collection[torch.device]) -> bool:
+    """Whether rounds are replayed. Raises ValueError for a runtime that is unknown or needs other devices."""
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, not {runtime!r}")
-    if runtime == "graphed" and device.type != "cuda":
-        raise ValueError(f"runtime=graphed needs a GPU, but the model is on {device}: pass runtime=eager or auto")
-    return runtime != "eager" and device.type == "cuda"
+    single = len(devices) == 1 and next(iter(devices)).type == "cuda"
+    if runtime == "graphed" and not single:
+        where = " and ".join(sorted(map(str, devices)))
+        raise ValueError(f"runtime=graphed needs one GPU, but the model is on {where}: pass runtime=eager or auto")
+    return runtime != "eager" and single
 
 
 def reason(path: str | Path, error: OSError) -> str:
