@@ -65,7 +65,6 @@ class Window:
 
 
 @torch.compiler.disable  # a layer's code is compiled around it, and so is the same for every layer
-@torch.compiler.disable  # a layer is compiled around it, once for all layers that differ in their index only
 def attend(
     module: nn.Module,
     query: Tensor,

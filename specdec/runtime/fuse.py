@@ -39,6 +39,9 @@ def fuse(module: Any, config: Any) -> LeanNetwork | None:
         with torch.no_grad():
             network = packed(module, config)
             gap = distance(module, network)
+    except ValueError as error:
+        log.info("%s is not run by the fused kernels: %s", type(module).__name__, error)
+        return None
     except Exception as error:  # whatever a compiler makes of shapes that it has not met
         log.warning("%s is not run by the fused kernels: %s", type(module).__name__, error, exc_info=error)
         return None

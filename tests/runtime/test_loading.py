@@ -390,8 +390,14 @@ CPU, ONE, OTHER = torch.device("cpu"), torch.device("cuda", 0), torch.device("cu
 
 @pytest.mark.parametrize(
     ("runtime", "devices", "replayed"),
-    [("auto", {CPU}, False), ("auto", {ONE}, True), ("eager", {ONE}, False), ("graphed", {ONE}, True)]
-    + [("auto", {ONE, OTHER}, False), ("auto", {ONE, CPU}, False)],
+    [
+        ("auto", {CPU}, False),
+        ("auto", {ONE}, True),
+        ("eager", {ONE}, False),
+        ("graphed", {ONE}, True),
+        ("auto", {ONE, OTHER}, False),
+        ("auto", {ONE, CPU}, False),
+    ],
 )
 def test_rounds_are_replayed_on_one_gpu(runtime: str, devices: set[torch.device], replayed: bool) -> None:
     assert pick_runtime(runtime, devices) == replayed
