@@ -108,7 +108,8 @@ def replayed(
     seq: Sequences, drafter: Drafter, verifier: Verifier, accept: AcceptanceRule, seed: int, trace: Trace
 ) -> Sequences:
     """Decode with rounds replayed on the device, while the host reads what the one before has done."""
-    guarded, replay = Guarded(drafter, trace), cast(Replay, verifier.replay)
+    replay = cast(Replay, verifier.replay)
+    guarded = Guarded(drafter, trace, replay)
     rows, slots = seq.tokens.shape
     seq = replace(seq.padded(verifier.model.room(rows, capacity(slots))), static=True)
     drafts = getattr(drafter, "static", False)

@@ -11,6 +11,7 @@ from torch import Tensor
 from specdec import tree
 from specdec.noise import Noise
 from specdec.protocols import Drafter, Verifier
+from specdec.runtime.replay import Replay
 from specdec.sequences import Sequences
 from specdec.trace import FAULTS, Trace
 from specdec.types import Context, Draft, Tap
@@ -20,10 +21,16 @@ TOLERANCE = 1e-4
 
 
 class Guarded:
-    """A drafter whose failures cost a round of plain decoding; every one is counted in the trace."""
+    """A drafter whose failures cost a round of plain decoding; every one is counted in the trace.
 
-    def __init__(self, drafter: Drafter, trace: Trace) -> None:
-        self._drafter, self._trace = drafter, trace
+    Args:
+        drafter: which.
+        trace: takes the faults.
+        replay: what may be recording; a failure is its then, else an empty draft would be replayed for good.
+    """
+
+    def __init__(self, drafter: Drafter, trace: Trace, replay: Replay | None = None) -> None:
+        self._drafter, self._trace, self._replay = drafter, trace, replay
         self._vocabulary = 0
         trace.drafter = type(drafter).__name__
 
@@ -58,6 +65,8 @@ class Guarded:
             check_shapes(draft, context, self._vocabulary)
             return draft if context.static else trimmed(draft, context.room)
         except Exception as error:  # whatever a drafter raises, the committed tokens must survive
+            if self._replay is not None and self._replay.recording:
+                raise
             self._trace.fault(f"raised {type(error).__name__}: {error}", error=error)
             return Draft.empty(context.lengths)
 

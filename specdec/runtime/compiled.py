@@ -17,8 +17,9 @@ from torch import nn
 
 log = logging.getLogger(__name__)
 
-# Widths of forwards, times kinds of layers, that one kind of code is compiled for.
-MOST = 64
+# Forms that one kind of code is compiled in: for widths of forwards, batches, kinds of layers and all models that
+# a process ever loads.
+MOST = 1024
 
 
 class CompiledLayers:
@@ -38,8 +39,9 @@ class CompiledLayers:
     @contextmanager
     def __call__(self, layers: Iterable[nn.Module]) -> Iterator[None]:
         """Within this context the layers run compiled."""
-        # Beyond the limit PyTorch would go on without compiling, and without a word.
-        limits: dict[str, Any] = {"recompile_limit": MOST, "fail_on_recompile_limit_hit": True}
+        limits: dict[str, Any] = {"recompile_limit": MOST, "accumulated_recompile_limit": MOST}
+        # Else PyTorch would go on without compiling, and without a word.
+        limits |= {"fail_on_recompile_limit_hit": True, "suppress_errors": False}
         with ExitStack() as stack:
             stack.enter_context(torch._dynamo.config.patch(limits))
             for layer in layers:
@@ -54,12 +56,14 @@ class CompiledLayers:
         before = set(written)
         try:
             return self._compiled(plain, *args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise  # of which the plain layer is no cure
         except Exception as error:  # whatever a compiler stumbles over
             # What is wrong without a compiler too is raised here.
             written.intersection_update(before)
             answer = plain(*args, **kwargs)
             self._plain.add(type(layer))
-            reason = str(error).strip().split("\n")[0]
+            reason = " ".join(str(error).split("\n")[:2]).strip()  # of two lines the first says whose error it is
             log.warning("%s is not compiled and runs as it is: %s", type(layer).__name__, reason, exc_info=error)
             return answer
 

@@ -28,6 +28,9 @@ class Replay:
 
     Args:
         record: makes a recording; CUDA graphs, unless a test stands in for them.
+
+    Attributes:
+        recording: whether a part is being recorded right now.
     """
 
     def __init__(self, record: Callable[..., Recording] | None = None) -> None:
@@ -35,6 +38,8 @@ class Replay:
         self._recordings: dict[Key, Recording] = {}
         self._warm: set[Key] = set()
         self._refused: set[Key] = set()
+        self._said: set[str] = set()
+        self.recording = False
         self._noise: dict[Hashable, Noise] = {}
         self._places: set[tuple[Place, ...]] = set()
 
@@ -62,15 +67,24 @@ class Replay:
         return self._recordings[key](leaves)
 
     def _try(self, key: Key, part: Callable[..., Any], shape: Any, leaves: list[Tensor]) -> bool:
+        self.recording = True
         try:
             self._recordings[key] = self._record(part, shape, leaves)
-        except RuntimeError as error:  # out of memory is one of them
-            self._refused.add(key)
+        except Exception as error:  # whoever fails here is heard again when the part is played directly
+            self._refuse(key, part.__name__, error)
+            return False
+        finally:
+            self.recording = False
+        return True
+
+    def _refuse(self, key: Key, name: str, error: Exception) -> None:
+        self._refused.add(key)
+        if isinstance(error, torch.OutOfMemoryError):
             self._recordings.clear()
             torch.cuda.empty_cache()
-            log.warning("%s cannot be recorded and is launched kernel by kernel: %s", part.__name__, error)
-            return False
-        return True
+        if name not in self._said:
+            self._said.add(name)
+            log.warning("%s cannot be recorded and is launched kernel by kernel: %s", name, error)
 
     def _tidy(self, places: tuple[Place, ...]) -> None:
         if places in self._places:

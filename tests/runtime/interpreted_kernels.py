@@ -83,6 +83,13 @@ def test_attention_over_a_chain(kernels, width, groups, size, sliding):
         assert near(got, kernels.attention.attend_reference(q_MX, keys, values, sight, 0.2))
 
 
+def test_attention_takes_queries_that_lie_in_a_wider_projection(kernels):
+    keys, values = cache()
+    q_MX, sight = draw(2 * 3, 3 * 2 * 32, seed=7)[:, : 2 * 32], chain_sight(kernels, [10, 70], 3)
+    got = kernels.attention.attend(q_MX, keys, values, sight, 0.2)
+    assert got.is_contiguous() and near(got, kernels.attention.attend_reference(q_MX, keys, values, sight, 0.2))
+
+
 def test_attention_does_not_read_what_lies_behind(kernels):
     keys, values = cache()
     q_MX, sight = draw(2 * 3, 2 * 32, seed=7), chain_sight(kernels, [10, 70], 3)

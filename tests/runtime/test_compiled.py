@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,14 +11,18 @@ import pytest
 import torch
 from families import FAMILIES
 
+import specdec
+from drafters import EarlyExitDrafter
 from specdec import Tap
 from specdec.runtime.compiled import CompiledLayers
 from specdec.runtime.huggingface import Network
 from specdec.runtime.model import CachedModel
+from specdec.runtime.replay import Recording, Replay, rebuild
 from verifiers import FullVerifier
 
 CHAIN = torch.tensor([[5, 6, 7]]), torch.tensor([[-1, 0, 1]])
 ROW = torch.tensor([[3, 1, 4, 1, 5]]), torch.tensor([5])
+ROWS = [[3, 1, 4, 1, 5], [9, 2]]
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +114,35 @@ def test_a_layer_that_does_not_compile_runs_as_it_is_and_is_named_once(
     assert "GPT2Block is not compiled and runs as it is" in record.message and "no such kernel" in caplog.text
 
 
+def test_the_reason_is_what_the_compiler_said(on_a_cpu: None, caplog: pytest.LogCaptureFixture) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        if len(graphs) == 3:  # by then the layer's attention has written to the cache
+            raise RuntimeError("no such kernel")
+        return graph
+
+    model = FullVerifier(FAMILIES["gpt2"]()).model
+    expected = logits(model).logits
+    model.network.compiled = CompiledLayers(partial(torch.compile, dynamic=False, backend=backend))
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(logits(model).logits, expected)
+    (record,) = caplog.records
+    assert "no such kernel" in record.message
+
+
+def test_out_of_memory_is_no_fault_of_the_compiler(on_a_cpu: None) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    model = FullVerifier(FAMILIES["gpt2"]()).model
+    model.network.compiled = CompiledLayers(lambda _: full)
+    with pytest.raises(torch.OutOfMemoryError):
+        logits(model)
+    assert not model.network.compiled._plain
+
+
 def test_too_many_widths_are_not_passed_over(
     on_a_cpu: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,3 +176,33 @@ def test_an_early_exit_runs_its_own_layers_only(on_a_cpu: None) -> None:
     model.network.compiled = counting(graphs)
     torch.testing.assert_close(logits(model.early_exit(2)).logits, expected)
     assert graphs
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3-hybrid", "qwen3-moe"])
+def test_nothing_is_compiled_while_rounds_are_recorded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from specdec.runtime.kernels import attention
+
+    monkeypatch.setattr(attention, "attend", attention.attend_reference)
+    verifier, graphs, late = FullVerifier(FAMILIES[kind]()), list[Any](), list[int]()
+
+    class Rerun(Recording):
+        """Stands in for a CUDA graph, in which a compiler must have nothing left to do."""
+
+        def __init__(self, part: Callable[..., Any], shape: Any, leaves: Sequence[torch.Tensor]) -> None:
+            self._part, self._shape = part, shape
+            self(leaves)
+
+        def __call__(self, leaves: Sequence[torch.Tensor]) -> Any:
+            before = len(graphs)
+            result = self._part(*rebuild(self._shape, iter([leaf.clone() for leaf in leaves])))
+            late.append(len(graphs) - before)
+            return result
+
+    drafter = EarlyExitDrafter(exit_layer=1, length=3, width=2)
+    expected = specdec.generate(verifier, drafter, ROWS, max_new_tokens=16)
+    verifier.replay = Replay(Rerun)
+    verifier.model.network.brief, verifier.model.network.compiled = True, counting(graphs)
+    found = specdec.generate(verifier, drafter, ROWS, max_new_tokens=16)
+    assert torch.equal(found.tokens, expected.tokens) and not found.metrics.faults
+    assert graphs and late and not any(late)

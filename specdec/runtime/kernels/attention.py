@@ -32,7 +32,7 @@ def attend(
     """Attention over the cache, into which the new keys and values have been written.
 
     Args:
-        q_MX: [B * W, H * G * E].
+        q_MX: [B * W, H * G * E], at any stride between tokens.
         keys_BHSE, values_BHSE: the layer's cache.
         scale: of the scores.
         overlap: whether the kernels may start before the last one has ended (see ``linear``).
@@ -54,11 +54,11 @@ def attend(
     shape = {"H": heads, "G": groups, "E": size, "BE": wide, "CHUNK": chunk, "OVERLAP": overlap}
     _chunk[rows * heads, chunks, turns](
         q_MX, keys_BHSE, values_BHSE, sight.lengths, sight.counts, sight.lows, order, parts, tops, totals,
-        scale * math.log2(math.e), width, depth, q_MX.shape[1], *keys_BHSE.stride()[:3],
+        scale * math.log2(math.e), width, depth, q_MX.stride(0), *keys_BHSE.stride()[:3],
         TOKENS=together, LINES=max(16, together * triton.next_power_of_2(groups)), BLOCK=block,
         TREE=sight.order is not None, PRECISION="ieee", num_warps=4, num_stages=3, launch_pdl=overlap, **shape,
     )  # fmt: skip
-    out_MX = torch.empty_like(q_MX)
+    out_MX = torch.empty(q_MX.shape, dtype=q_MX.dtype, device=q_MX.device)
     _combine[rows * width, heads * groups](
         parts, tops, totals, sight.counts, out_MX, width, CHUNKS=chunks,
         BC=min(16, triton.next_power_of_2(chunks)), num_warps=4, launch_pdl=overlap, **shape,
