@@ -16,6 +16,7 @@ from specdec.metrics import Metrics
 from specdec.noise import Noise, Still
 from specdec.prompts import Prompt, encode
 from specdec.protocols import AcceptanceRule, Drafter, Verifier
+from specdec.runtime import CachedModel
 from specdec.runtime.clock import DeviceClock
 from specdec.runtime.replay import Replay
 from specdec.sampling import Sampling
@@ -122,7 +123,7 @@ def replayed(
             guarded.begin(verifier, seq)
         verifier.begin(seq, guarded.wants)
         model = getattr(drafter, "model", None)
-        models = (verifier.model, *([] if model is None else [model]))
+        models = (verifier.model, *([model] if isinstance(model, CachedModel) else []))
         stage = Stage(replay, trace, models, drafts, verifier.width)
         return serial(seq, guarded, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
 

@@ -78,8 +78,10 @@ def admit(draft: Draft, lengths_B: Tensor, room_B: Tensor, vocabulary: int) -> t
     law is lossless, a wrong one is not. Nodes too deep to be committed go by their depth, never by their token, so
     that the laws of the others stay true.
     """
-    if draft.size == 0:
-        return draft, torch.zeros(len(lengths_B), len(FAULTS), dtype=torch.bool, device=lengths_B.device)
+    if draft.size == 0:  # whatever it was made for: positions count from where the rows are
+        return Draft.empty(lengths_B), torch.zeros(
+            len(lengths_B), len(FAULTS), dtype=torch.bool, device=lengths_B.device
+        )
     faults = unsound(draft, lengths_B, vocabulary)
     sound_B1 = ~torch.stack(faults, 1).any(1, keepdim=True)
     kept_BN = sound_B1 & (draft.parents != tree.PAD) & (draft.depths < room_B[:, None])
@@ -112,6 +114,8 @@ def unsound(draft: Draft, lengths_B: Tensor, vocabulary: int) -> list[Tensor]:
     ordered_BN = (parents_BN < index_N) & (parents_BN >= tree.ROOT)
     if draft.fanout == 1:
         ordered_BN &= parents_BN == index_N - 1
+    elif draft.fanout is not None:
+        ordered_BN &= tree.ranks(parents_BN) < draft.fanout
     hangs_on_pad_BN = (parents_BN >= 0) & pad_BN.gather(1, parents_BN.clamp(0, draft.size - 1))
     return [
         draft.base != lengths_B,

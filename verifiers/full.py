@@ -59,6 +59,11 @@ class FullVerifier:
         return cls(model, **options)
 
     @property
+    def identity(self) -> object:
+        """What a recording may take it for: another drafter may want other taps."""
+        return FullVerifier, self.model, self._taps
+
+    @property
     def width(self) -> int | None:
         """Tokens of every replayed forward after prefill; None takes as many as a draft has."""
         return self._width

@@ -91,6 +91,7 @@ class Replay:
             return
         self._places = {known for known in self._places if all(place.stands for place in known)} | {places}
         self._warm = {key for key in self._warm if key[2] in self._places}
+        self._refused = {key for key in self._refused if key[2] in self._places}
         self._recordings = {key: made for key, made in self._recordings.items() if key[2] in self._places}
 
 
@@ -162,6 +163,10 @@ class Held:
     def __init__(self, value: Any) -> None:
         self.value = value
         self._identity = getattr(value, "identity", value)
+        try:
+            hash(self._identity)
+        except TypeError:  # it may change: nothing but itself is the same, as long as it is held here
+            self._identity = (type(value), id(value))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Held) and self._identity == other._identity

@@ -57,6 +57,9 @@ SPOILS = {
     "parent below padding": lambda draft: replace(draft, parents=draft.parents - 7),
     "child of padding": lambda draft: replace(draft, parents=torch.where(draft.parents == -1, -2, draft.parents)),
     "stale": lambda draft: replace(draft, base=draft.base - 1),
+    "more children than it says": lambda draft: replace(
+        draft, parents=torch.full_like(draft.parents, -1), fanout=2
+    ),
     "another batch": lambda draft: replace(draft, tokens=draft.tokens.repeat(2, 1)),
     "laws of another width": lambda draft: replace(draft, laws=torch.ones(*draft.tokens.shape, 5) / 5),
     "NaN law": law_with(torch.nan),
@@ -84,6 +87,18 @@ def test_no_token_is_lost(verifier, tiny_llama, fault, sampling):
     assert result.row() == plain.row()
     assert sum(result.metrics.faults.values()) > 0
     assert all(message.startswith("Faulty: ") for message in result.metrics.faults)
+
+
+def test_an_empty_draft_counts_from_where_the_rows_are(verifier):
+    # Made for another length: the numbers of the positions it names are not those of the rows.
+    options = {"max_new_tokens": NEW, "sampling": WARM, "seed": 3}
+    plain = specdec.generate(verifier, NullDrafter(), PROMPT, **options)
+
+    class Stale(NullDrafter):
+        def draft(self, context, noise):
+            return Draft.empty(context.lengths - 2)
+
+    assert specdec.generate(verifier, Stale(), PROMPT, **options).row() == plain.row()
 
 
 @pytest.mark.parametrize("fault", [name for name in SPOILS if name.endswith(" law") or "chance" in name])

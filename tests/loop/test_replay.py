@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -227,6 +228,40 @@ def test_a_drafter_that_reads_numbers_on_the_host_is_not_recorded(tiny_llama, ca
         rounds.append([entry.committed for entry in result.trace.rounds])
     assert rounds[0] == rounds[1]
     assert "propose cannot be recorded" in caplog.text
+
+
+def test_drafters_with_other_taps_have_recordings_of_their_own(tiny_llama):
+    seen = []
+
+    class Tapping(NgramDrafter):
+        def __init__(self, *layers):
+            super().__init__(length=2)
+            self.wants = tuple(specdec.Tap(layer) for layer in layers)
+
+        def draft(self, context, noise):
+            states = {} if context.advice is None else context.advice.states
+            seen.append({tap.layer for tap in states} == {tap.layer for tap in self.wants})
+            return super().draft(context, noise)
+
+    verifier, expected = replaying(tiny_llama, []), None
+    for layers in ((), (1,), (0, 2), ()):
+        result = specdec.generate(verifier, Tapping(*layers), [1, 2, 1, 2], max_new_tokens=20)
+        expected = expected or result.row()
+        assert result.row() == expected and not result.metrics.faults
+    assert all(seen)
+
+
+def test_a_drafter_may_be_unhashable_and_its_model_may_be_anything(tiny_llama):
+    @dataclass
+    class Odd(NgramDrafter):
+        model: dict = field(default_factory=dict)
+        length: int = 3
+        min_ngram: int = 1
+        max_ngram: int = 3
+
+    result = specdec.generate(replaying(tiny_llama, []), Odd(), [1, 2], max_new_tokens=20)
+    expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), [1, 2], max_new_tokens=20)
+    assert result.row() == expected.row() and not result.metrics.faults
 
 
 def test_a_value_comes_apart_and_together():
