@@ -18,7 +18,7 @@ from specdec.prompts import Prompt, encode
 from specdec.protocols import AcceptanceRule, Drafter, Verifier
 from specdec.runtime import CachedModel
 from specdec.runtime.clock import DeviceClock
-from specdec.runtime.replay import Replay
+from specdec.runtime.replay import Replay, current
 from specdec.sampling import Sampling
 from specdec.sequences import Sequences
 from specdec.stage import Stage
@@ -116,9 +116,10 @@ def replayed(
     drafts = getattr(drafter, "static", False)
     # A drafter on the host asks for the tokens themselves: nothing is won by not knowing them.
     trace.lag = 1 if drafts else 0
+    check_width(verifier, drafter)
     if seq.tokens.is_cuda:
         trace.clock = DeviceClock()
-    with trace.running({}):
+    with current(verifier.device), trace.running({}):
         with trace.span("drafter"):  # a model reads the prompt
             guarded.begin(verifier, seq)
         verifier.begin(seq, guarded.wants)
@@ -126,6 +127,15 @@ def replayed(
         models = (verifier.model, *([model] if isinstance(model, CachedModel) else []))
         stage = Stage(replay, trace, models, drafts, verifier.width)
         return serial(seq, guarded, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
+
+
+def check_width(verifier: Verifier, drafter: Drafter) -> None:
+    """Raises ValueError where drafts do not fit the width of all forwards."""
+    size = getattr(drafter, "size", 0)
+    if verifier.width is not None and size >= verifier.width:
+        raise ValueError(
+            f"the target's width is {verifier.width}, but drafts have up to {size} tokens: it must be {size + 1}"
+        )
 
 
 def capacity(slots: int) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 from specdec import tree
 from specdec.noise import Noise
 from specdec.protocols import Drafter, Verifier
+from specdec.runtime import CachedModel
 from specdec.runtime.replay import Replay
 from specdec.sequences import Sequences
 from specdec.trace import FAULTS, Trace
@@ -67,6 +68,9 @@ class Guarded:
         except Exception as error:  # whatever a drafter raises, the committed tokens must survive
             if self._replay is not None and self._replay.recording:
                 raise
+            model = getattr(self._drafter, "model", None)
+            if isinstance(model, CachedModel):
+                model.forget()
             self._trace.fault(f"raised {type(error).__name__}: {error}", error=error)
             return Draft.empty(context.lengths)
 
@@ -98,10 +102,19 @@ def admit(draft: Draft, lengths_B: Tensor, room_B: Tensor, vocabulary: int) -> t
 
 
 def check_shapes(draft: Draft, context: Context, vocabulary: int) -> None:
-    """Raises ValueError if the tensors of a draft do not fit together."""
+    """Raises ValueError if the tensors of a draft do not fit together, or are of a wrong type or device."""
     shape = (len(context.lengths), draft.tokens.shape[-1])
     if draft.tokens.shape != shape or draft.parents.shape != shape or draft.base.shape != shape[:1]:
         raise ValueError(f"tokens and parents of a draft must have shape {shape}, base {shape[:1]}")
+    parts = (draft.tokens, draft.parents, draft.base)
+    if any(part.dtype != torch.int64 or part.device != context.lengths.device for part in parts):
+        raise ValueError(f"tokens, parents and base of a draft must be int64, on {context.lengths.device}")
+    if draft.fanout is not None and draft.fanout < 1:
+        raise ValueError(f"fanout of a draft must be at least 1, or None, not {draft.fanout}")
+    if draft.laws is not None and not (
+        draft.laws.is_floating_point() and draft.laws.device == draft.tokens.device
+    ):
+        raise ValueError(f"laws of a draft must be of a floating-point type, on {draft.tokens.device}")
     if draft.laws is not None and draft.laws.shape != (*shape, vocabulary):
         raise ValueError(f"laws of a draft must have shape {(*shape, vocabulary)}, not {tuple(draft.laws.shape)}")
 

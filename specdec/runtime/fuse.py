@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from specdec.runtime.attention import sliding
 from specdec.runtime.lean import LeanLayer, LeanNetwork
+from specdec.runtime.likeness import likeness
 from specdec.runtime.sight import Sight
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ NORMS = {"q_norm", "k_norm"}
 MLP = {"gate_proj", "up_proj", "down_proj"}
 ROTARY = {"default", "linear", "llama3", "yarn"}  # those whose angles depend on the position alone
 PROBE = 8  # tokens of the comparison
+STRICT = 1e-2  # how far a layer's answers may lie apart in float32, where only another order of sums tells
 FAR = 1 << 30  # a row longer than any sliding window
 
 
@@ -38,6 +40,9 @@ def fuse(module: Any, config: Any) -> LeanNetwork | None:
     try:
         with torch.no_grad():
             network = packed(module, config)
+            gap = likeness(module, network)
+            if not gap <= STRICT:  # nor is anything that is no number
+                raise ValueError(f"a layer's answer differs by {gap:.2g}")
             gap = distance(module, network)
     except ValueError as error:
         log.info("%s is not run by the fused kernels: %s", type(module).__name__, error)

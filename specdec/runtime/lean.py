@@ -5,7 +5,7 @@ B rows, W tokens of one forward, M = B * W, K keep, V vocabulary, E head width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -44,6 +44,15 @@ class LeanLayer:
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """What a layer is made of: ours, or the same in PyTorch."""
+
+    linear: Callable[..., Tensor]
+    rotate: Callable[..., Tensor]
+    attend: Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
 class LeanNetwork:
     """Embedding, layers, norm and head.
 
@@ -56,6 +65,7 @@ class LeanNetwork:
         epsilon: of every norm.
         scale: of the attention scores.
         overlap: whether a kernel may start before the last one has ended.
+        kernels: which.
     """
 
     embed: Tensor
@@ -67,6 +77,7 @@ class LeanNetwork:
     epsilon: float
     scale: float
     overlap: bool
+    kernels: Kernels = Kernels(linear, rotate, attend)
 
     def __call__(
         self,
@@ -84,14 +95,16 @@ class LeanNetwork:
         states = {0: x_MX}
         sights = {size: sight.within(size) for size in {layer.sliding for layer in self.layers}}
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True), 1):
-            x_MX = self._layer(layer, x_MX, positions_BW, slots_BW, cache, sights[layer.sliding])
+            x_MX = self.layer(layer, x_MX, positions_BW, slots_BW, cache, sights[layer.sliding])
             states[index] = x_MX
         last_MX = x_MX.unflatten(0, (rows, width))[:, width - keep :].flatten(0, 1)
-        logits = linear(last_MX, self.head, gain=self.norm, epsilon=self.epsilon, overlap=self.overlap)
+        logits = self.kernels.linear(
+            last_MX, self.head, gain=self.norm, epsilon=self.epsilon, overlap=self.overlap
+        )
         tapped = {tap: states[tap.layer].unflatten(0, (rows, width)) for tap in taps}
         return logits.unflatten(0, (rows, keep)), tapped
 
-    def _layer(
+    def layer(
         self,
         layer: LeanLayer,
         x_MX: Tensor,
@@ -100,10 +113,11 @@ class LeanNetwork:
         cache: tuple[Tensor, Tensor],
         sight: Sight,
     ) -> Tensor:
-        qkv_MX = linear(
+        """[M, hidden] after one layer, whose keys and values go to the cache."""
+        qkv_MX = self.kernels.linear(
             x_MX, layer.qkv, gain=layer.norm, epsilon=self.epsilon, bias=layer.qkv_bias, overlap=self.overlap
         )
-        q_MX = rotate(
+        q_MX = self.kernels.rotate(
             qkv_MX,
             self.cosines,
             self.sines,
@@ -112,11 +126,11 @@ class LeanNetwork:
             layer.gains,
             self.epsilon,
             *cache,
-            self.overlap,
+            overlap=self.overlap,
         )
-        seen_MX = attend(q_MX, *cache, sight, self.scale, self.overlap)
-        x_MX = linear(seen_MX, layer.out, bias=layer.out_bias, residual_MN=x_MX, overlap=self.overlap)
-        inner_MX = linear(
+        seen_MX = self.kernels.attend(q_MX, *cache, sight, self.scale, overlap=self.overlap)
+        x_MX = self.kernels.linear(seen_MX, layer.out, bias=layer.out_bias, residual_MN=x_MX, overlap=self.overlap)
+        inner_MX = self.kernels.linear(
             x_MX, layer.gate_up, gain=layer.mlp_norm, epsilon=self.epsilon, gated=True, overlap=self.overlap
         )
-        return linear(inner_MX, layer.down, residual_MN=x_MX, overlap=self.overlap)
+        return self.kernels.linear(inner_MX, layer.down, residual_MN=x_MX, overlap=self.overlap)

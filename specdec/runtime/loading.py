@@ -16,6 +16,7 @@ from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_files import end_tokens, read_model, read_tokenizer
 from specdec.runtime.model import CachedModel
 from specdec.runtime.proof import prove
+from specdec.runtime.replay import current
 from specdec.runtime.synthetic import PREFIX, Synthetic
 
 RUNTIMES = ("eager", "graphed", "auto")
@@ -80,8 +81,9 @@ def prepared(network: Network, tokenizer: Any | None, ends: tuple[int, ...], run
     """A network, ready to run as it is wanted. Raises ValueError for a runtime that it cannot have."""
     graphed, model = pick_runtime(runtime, network.devices), CachedModel(network)
     if graphed:
-        network.quicken()
-        prove(model)
+        with current(network.device):
+            network.quicken()
+            prove(model)
         network.compiled = CompiledLayers() if network.brief and network.lean is None else None
     return Loaded(model, tokenizer, ends, graphed)
 

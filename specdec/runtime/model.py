@@ -117,6 +117,12 @@ class CachedModel:
                 fresh.lengths,
             )
 
+    def forget(self) -> None:
+        """The cache may have holes, since a forward failed: the next one looks at the rows."""
+        if self._owns:
+            self.memory.follows = False
+            self.memory.lengths.zero_()
+
     def room(self, rows: int, slots: int) -> int:
         """Slots of rows that need so many, for which the cache can stay where it is."""
         held_rows, held = self.memory.tokens.shape

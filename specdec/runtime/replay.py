@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from specdec.noise import Noise
 from specdec.runtime.model import Place
 
 log = logging.getLogger(__name__)
+
+# Recordings that are kept; the one that was not played for longest is dropped first.
+MOST = 64
 
 Key = tuple[Callable[..., Any], Any, tuple[Place, ...]]
 
@@ -64,10 +68,13 @@ class Replay:
             return part(*arguments)
         if key not in self._recordings and not self._try(key, part, shape, leaves):
             return part(*arguments)
+        self._recordings[key] = self._recordings.pop(key)  # the last to be dropped
         return self._recordings[key](leaves)
 
     def _try(self, key: Key, part: Callable[..., Any], shape: Any, leaves: list[Tensor]) -> bool:
         self.recording = True
+        while len(self._recordings) >= MOST:
+            del self._recordings[next(iter(self._recordings))]
         try:
             self._recordings[key] = self._record(part, shape, leaves)
         except Exception as error:  # whoever fails here is heard again when the part is played directly
@@ -104,7 +111,8 @@ class Recording:
     def __init__(self, part: Callable[..., Any], shape: Any, leaves: Sequence[Tensor]) -> None:
         self._inputs = [leaf.clone() for leaf in leaves]
         self._graph = torch.cuda.CUDAGraph()
-        with warnings.catch_warnings(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        capture = torch.cuda.graph(self._graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local")
+        with warnings.catch_warnings(), capture:
             warnings.filterwarnings("ignore", "The CUDA Graph is empty")  # as an empty draft is
             self._result = part(*rebuild(shape, iter(self._inputs)))
 
@@ -112,6 +120,11 @@ class Recording:
         fill(self._inputs, leaves)
         self._graph.replay()
         return self._result
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the one on which kernels are launched and streams and events are made."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def fill(places: Sequence[Tensor], values: Sequence[Tensor]) -> None:

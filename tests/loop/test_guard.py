@@ -60,6 +60,10 @@ SPOILS = {
     "more children than it says": lambda draft: replace(
         draft, parents=torch.full_like(draft.parents, -1), fanout=2
     ),
+    "no children at all": lambda draft: replace(draft, fanout=0),
+    "small integers": lambda draft: replace(draft, tokens=draft.tokens.int()),
+    "another device": lambda draft: replace(draft, parents=draft.parents.to("meta")),
+    "laws of integers": lambda draft: replace(draft, laws=torch.ones(*draft.tokens.shape, 97, dtype=torch.int64)),
     "another batch": lambda draft: replace(draft, tokens=draft.tokens.repeat(2, 1)),
     "laws of another width": lambda draft: replace(draft, laws=torch.ones(*draft.tokens.shape, 5) / 5),
     "NaN law": law_with(torch.nan),

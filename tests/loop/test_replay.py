@@ -165,10 +165,11 @@ def test_a_width_needs_replayed_rounds(tiny_llama):
         verifier.width = 0
 
 
-def test_what_cannot_be_recorded_is_played_directly_and_said_once(tiny_llama, caplog):
-    def refuse(*what):
-        raise torch.OutOfMemoryError("no room")
+def refuse(*what):
+    raise torch.OutOfMemoryError("no room")
 
+
+def test_what_cannot_be_recorded_is_played_directly_and_said_once(tiny_llama, caplog):
     verifier = FullVerifier(tiny_llama)
     verifier.replay = Replay(refuse)
     with caplog.at_level(logging.WARNING):
@@ -262,6 +263,42 @@ def test_a_drafter_may_be_unhashable_and_its_model_may_be_anything(tiny_llama):
     result = specdec.generate(replaying(tiny_llama, []), Odd(), [1, 2], max_new_tokens=20)
     expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), [1, 2], max_new_tokens=20)
     assert result.row() == expected.row() and not result.metrics.faults
+
+
+def test_a_width_that_drafts_do_not_fit_is_refused(tiny_llama):
+    verifier = replaying(tiny_llama, [])
+    verifier.width = 4
+    with pytest.raises(ValueError, match="width is 4, but drafts have up to 6 tokens: it must be 7"):
+        specdec.generate(verifier, NgramDrafter(length=6), [1, 2], max_new_tokens=20)
+
+
+def test_a_draft_model_that_failed_looks_at_the_rows_again(tiny_llama):
+    drafter = ModelDrafter(tiny_llama, length=3)
+    grow, calls = drafter.model.grow, []
+
+    def failing(*what):
+        calls.append(what)
+        if 3 <= len(calls) <= 5:
+            raise RuntimeError("not now")
+        return grow(*what)
+
+    drafter.model.grow = failing
+    verifier = replaying(tiny_llama, [])
+    verifier.replay = Replay(refuse)  # played directly, round by round
+    result = specdec.generate(verifier, drafter, [1, 2], max_new_tokens=60)
+    assert sum(result.metrics.faults.values()) == 3
+    assert {entry.accepted for entry in result.trace.rounds[8:-1]} == {3}, "the draft model is the target"
+
+
+def test_recordings_that_were_not_played_for_long_are_dropped(tiny_llama, monkeypatch):
+    monkeypatch.setattr("specdec.runtime.replay.MOST", 4)
+    verifier, drafter = replaying(tiny_llama, []), NullDrafter()
+    for temperature in (0.5, 0.6, 0.7, 0.8, 0.9):
+        for _ in range(2):
+            specdec.generate(
+                verifier, drafter, [1, 2], max_new_tokens=20, sampling=Sampling(temperature=temperature)
+            )
+    assert len(verifier.replay._recordings) == 4
 
 
 def test_a_value_comes_apart_and_together():

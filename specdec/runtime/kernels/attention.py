@@ -128,7 +128,7 @@ def _chunk(
             q + ((b * width + w) * q_stride + head * E)[:, None] + e[None, :],
             mask=here[:, None] & wide[None, :], other=0.0,
         )  # fmt: skip
-        base = b * cache_row + h * cache_head
+        base = b.to(tl.int64) * cache_row + h.to(tl.int64) * cache_head
         path = order + (b * width + turn) * depth
         if TREE:
             if shared:
@@ -146,7 +146,7 @@ def _chunk(
                 q_LE, keys + base, values + base, path, count, low, c * CHUNK, length, depth, slot_stride, scale,
                 E, BE, LINES, CHUNK, BLOCK, False, PRECISION,
             )  # fmt: skip
-        result = ((tl.program_id(0) * tl.num_programs(1) + c) * width + w) * G + g
+        result = ((tl.program_id(0).to(tl.int64) * tl.num_programs(1) + c) * width + w) * G + g
         tl.store(tops + result, top, mask=mine)
         tl.store(totals + result, total, mask=mine)
         tl.store(sums + result[:, None] * BE + e[None, :], sum, mask=mine[:, None])
@@ -203,7 +203,7 @@ def _combine(
     head = tl.program_id(1)
     b, w = token // width, token % width
     used = (tl.load(counts + token) + CHUNK - 1) // CHUNK
-    first = ((b * H + head // G) * CHUNKS * width + w) * G + head % G
+    first = ((b.to(tl.int64) * H + head // G) * CHUNKS * width + w) * G + head % G
     e = tl.arange(0, BE)
     top = float("-inf")
     total = 0.0
