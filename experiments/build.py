@@ -82,8 +82,18 @@ def arms(config: DictConfig, drafter: str | None, verifier: FullVerifier) -> tup
 
 
 def widest(arms: Sequence[Arm]) -> int:
-    """Tokens of the widest verification: the last committed one and the largest draft."""
-    return 1 + max(arm.drafter.size for arm in arms if isinstance(arm, EngineArm))
+    """Tokens of the widest verification: the last committed one and the largest draft.
+
+    Raises:
+        ValueError: a drafter does not say how large its drafts are.
+    """
+    widest = 1
+    for arm in (arm for arm in arms if isinstance(arm, EngineArm)):
+        size: int | None = getattr(arm.drafter, "size", None)
+        if size is None:
+            raise ValueError(f"fixed_width must know how large drafts get: give the drafter of {arm.name} a size")
+        widest = max(widest, 1 + size)
+    return widest
 
 
 def drafters(node: Mapping[str, Any] | None, choice: str | None) -> dict[str, Any]:

@@ -153,17 +153,19 @@ def test_whole_command_of_the_help_composes() -> None:
     check(config)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        line.strip()
-        for line in (CONF / "hydra/help/specdec.yaml").read_text().splitlines()
-        if "    specdec " in line
-    ],
-)
-def test_examples_of_the_help(line: str) -> None:
+def examples() -> list[tuple[str, str]]:
+    """The name of the configuration and the line, for every example of the help pages."""
+    found = []
+    for page, name in (("specdec", "config"), ("bench", "bench")):
+        lines = (CONF / f"hydra/help/{page}.yaml").read_text().splitlines()
+        found += [(name, line.strip()) for line in lines if line.startswith("    specdec")]
+    return found
+
+
+@pytest.mark.parametrize(("name", "line"), examples())
+def test_examples_of_the_help(name: str, line: str) -> None:
     words = line.split("   ")[0].replace("'", "").split()[1:]
-    compose("config", [word for word in words if not word.startswith("hydra.")])
+    compose(name, [word for word in words if not word.startswith("hydra.")])
 
 
 def test_outputs_lie_by_date_and_time() -> None:
