@@ -76,6 +76,7 @@ def bench(config: DictConfig, overrides: Sequence[str], folder: Path, console: C
     from experiments.stopwatch import bandwidth
 
     pair = load(config)
+    check_contexts(config, pair)  # now, and not when all else is measured
     content, device = opening(config, overrides, pair), pair.verifier.device
     console.print(content["title"], highlight=False, markup=False, soft_wrap=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,6 +142,15 @@ def load(config: DictConfig) -> Pair:
     seconds = now(verifier.device) - start
     tidy(verifier.device)  # what was held while weights were made says nothing of decoding
     return Pair(verifier, drafter, seconds)
+
+
+def check_contexts(config: DictConfig, pair: Pair) -> None:
+    """Raises ValueError where a context does not fit a model's positions."""
+    longest = max(config.contexts) + max(*config.widths, *config.drafts)
+    for model in (pair.verifier.model, pair.drafter.model):
+        limit = model.network.max_positions
+        if limit is not None and longest > limit:
+            raise ValueError(f"contexts of up to {max(config.contexts)} and a step do not fit {limit} positions")
 
 
 def headline(config: DictConfig, pair: Pair) -> str:

@@ -248,6 +248,7 @@ def test_predictions() -> None:
     ("override", "told"),
     [
         ("target=smollm2-135m-instruct", "target must be one of the synthetic/ shapes"),
+        ("contexts=[64,1000000]", "contexts of up to 1000000 and a step do not fit"),
         ("repeats=0", "repeats must be of whole numbers of at least 1, not 0"),
         ("peers=[vllm]", "peers must be among generate, static, assisted, economize-plain"),
     ],
