@@ -22,7 +22,7 @@ import specdec
 from drafters import EarlyExitDrafter, ModelDrafter, NullDrafter
 from specdec.runtime import CachedModel, checkpoints, load
 from specdec.runtime.checkpoints import SHORT_NAMES, Packaged
-from specdec.runtime.loading import Loaded, pick_device, pick_dtype, pick_runtime
+from specdec.runtime.loading import Loaded, pick_device, pick_dtype
 from verifiers import FullVerifier
 
 SMOLLM2 = "smollm2-135m-instruct"
@@ -383,41 +383,3 @@ class TestMisfits:
         result = specdec.generate(FullVerifier(llama, words(100)), drafter, [1, 2, 3], max_new_tokens=12)
         assert result.row() == plain_greedy(llama, [1, 2, 3], 12)
         assert result.metrics.drafted_tokens > 0
-
-
-CPU, ONE, OTHER = torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)
-
-
-@pytest.mark.parametrize(
-    ("runtime", "devices", "replayed"),
-    [
-        ("auto", {CPU}, False),
-        ("auto", {ONE}, True),
-        ("eager", {ONE}, False),
-        ("graphed", {ONE}, True),
-        ("auto", {ONE, OTHER}, False),
-        ("auto", {ONE, CPU}, False),
-    ],
-)
-def test_rounds_are_replayed_on_one_gpu(runtime: str, devices: set[torch.device], replayed: bool) -> None:
-    assert pick_runtime(runtime, devices) == replayed
-
-
-@pytest.mark.parametrize(
-    ("runtime", "devices", "told"),
-    [
-        ("graphed", {CPU}, "needs one GPU, but the model is on cpu: pass runtime=eager or auto"),
-        ("graphed", {ONE, CPU}, "on cpu and cuda:0"),
-        ("graphed", {ONE, OTHER}, "on cuda:0 and cuda:1"),
-        ("fast", {ONE}, "runtime must be one of eager, graphed, auto, not 'fast'"),
-    ],
-)
-def test_a_runtime_that_cannot_be_had_is_refused(runtime: str, devices: set[torch.device], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        pick_runtime(runtime, devices)
-
-
-def test_a_draft_model_on_another_device_is_refused(llama: PreTrainedModel) -> None:
-    drafter = ModelDrafter(tiny("Llama").to("meta"))
-    with pytest.raises(ValueError, match="the draft model is on meta and the target on cpu"):
-        specdec.generate(FullVerifier(llama), drafter, [1, 2], max_new_tokens=4)
