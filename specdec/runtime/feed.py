@@ -139,29 +139,41 @@ def feed(
     real_BP = place_BP >= held_B[:, None]
     place_BP = place_BP.clamp(min=0)
     index_N = torch.arange(fed, hanging.size, device=device)
-    reach_BNN = tree.ancestors(hanging.parents, 1 if hanging.chain else None)
+    reach_BNN = None if brief and hanging.chain else tree.ancestors(hanging.parents, 1 if hanging.chain else None)
     # The depth of padding does not matter: nobody sees it, and its answer is never read.
-    node_positions_BN = lengths_B[:, None] + reach_BNN.sum(-1) - 1
-    positions_BW = torch.cat([place_BP, node_positions_BN[:, fed:]], 1)
-    alone = size.start is not None and size.pending + len(index_N) == 1
+    depth_BN = torch.arange(1, hanging.size + 1, device=device) if reach_BNN is None else reach_BNN.sum(-1)
+    node_positions_BN = (lengths_B - 1)[:, None] + depth_BN
+    positions_BW = _side_by_side(place_BP, node_positions_BN[:, fed:])
+    allowed_BWS, sight = None, None
+    if brief:
+        sight = _sight(lengths_B, positions_BW, None if reach_BNN is None else reach_BNN[:, fed:])
+    elif reach_BNN is not None and (fed or size.start is None or size.pending + len(index_N) > 1):
+        allowed_BWS = _allowed(place_BP, lengths_B, reach_BNN, fed, size.span)
     return Feed(
-        tokens=torch.cat([tokens_BS.gather(1, place_BP), hanging.tokens[:, fed:]], 1),
-        slots=torch.cat([torch.where(real_BP, place_BP, -1), lengths_B[:, None] + index_N], 1),
+        tokens=_side_by_side(tokens_BS.gather(1, place_BP), hanging.tokens[:, fed:]),
+        slots=_side_by_side(torch.where(real_BP, place_BP, -1), lengths_B[:, None] + index_N),
         positions=positions_BW,
-        allowed=None if brief or (alone and not fed) else _allowed(place_BP, lengths_B, reach_BNN, fed, size.span),
+        allowed=allowed_BWS,
         slot_positions=lengths_B[:, None] if brief else _slot_positions(lengths_B, node_positions_BN, size.span),
         span=size.span,
         triangle=size.start == 0 and hanging.size == 0 and size.pending == size.span,
         start=size.start,
-        sight=_sight(lengths_B, positions_BW, reach_BNN[:, fed:], hanging.chain) if brief else None,
+        sight=sight,
     )
 
 
-def _sight(lengths_B: Tensor, positions_BW: Tensor, reach_BNN: Tensor, chain: bool) -> Sight:
+def _side_by_side(left_BX: Tensor, right_BX: Tensor) -> Tensor:
+    """Both in one tensor; the other one as it is where one is empty, which spares a launch."""
+    if left_BX.shape[1] and right_BX.shape[1]:
+        return torch.cat([left_BX, right_BX], 1)
+    return (left_BX if left_BX.shape[1] else right_BX).contiguous()
+
+
+def _sight(lengths_B: Tensor, positions_BW: Tensor, reach_BNN: Tensor | None) -> Sight:
     """Every token sees the positions up to its own; a tree's nodes find theirs by the order of their ancestors."""
-    counts_BW, size = positions_BW + 1, reach_BNN.shape[2]
-    order_BWD = None
-    if not chain and reach_BNN.shape[1]:
+    counts_BW, order_BWD = positions_BW + 1, None
+    if reach_BNN is not None and reach_BNN.shape[1]:
+        size = reach_BNN.shape[2]
         index_N = torch.arange(size, device=reach_BNN.device)
         path_BND = torch.where(reach_BNN, index_N, size).sort(-1).values
         order_BWD = pad(path_BND % size, (0, 0, positions_BW.shape[1] - reach_BNN.shape[1], 0))

@@ -86,6 +86,7 @@ def test_attention_over_a_chain(kernels, width, groups, size, sliding):
 def test_attention_takes_queries_that_lie_in_a_wider_projection(kernels):
     keys, values = cache()
     q_MX, sight = draw(2 * 3, 3 * 2 * 32, seed=7)[:, : 2 * 32], chain_sight(kernels, [10, 70], 3)
+    sight = Sight(sight.lengths, sight.counts.repeat(1, 2)[:, :3], sight.lows.repeat(1, 2)[:, :3], None)
     got = kernels.attention.attend(q_MX, keys, values, sight, 0.2)
     assert got.is_contiguous() and near(got, kernels.attention.attend_reference(q_MX, keys, values, sight, 0.2))
 
@@ -139,8 +140,9 @@ def test_rotation(kernels, norms):
     size, heads, groups, width = 24, 2, 3, 4
     qkv_MX = draw(2 * width, (heads * groups + 2 * heads) * size)
     tables, gains = draw(2, 300, size, seed=1), draw(2, size, seed=2) if norms else None
-    positions_BW = torch.tensor([[3], [90]]) + torch.arange(width)
-    slots_BW = torch.tensor([[7, 2, 200, 9], [1, 90, 91, 200]])
+    # As cut from wider ones: rows do not lie side by side.
+    positions_BW = (torch.tensor([[3], [90]]) + torch.arange(-1, width))[:, 1:]
+    slots_BW = torch.tensor([[0, 7, 2, 200, 9], [0, 1, 90, 91, 200]])[:, 1:]
     before = cache(size=size)
     ours, theirs = ([part.clone() for part in before] for _ in range(2))
     place = (qkv_MX, *tables, positions_BW, slots_BW, gains, 1e-5)

@@ -51,16 +51,17 @@ def attend(
     order, depth, turns = sight.counts, 0, triton.cdiv(width, together)
     if sight.order is not None:
         order, depth, turns = sight.order, sight.order.shape[2], width
+    told = [part.contiguous() for part in (sight.lengths, sight.counts, sight.lows, order)]
     shape = {"H": heads, "G": groups, "E": size, "BE": wide, "CHUNK": chunk, "OVERLAP": overlap}
     _chunk[rows * heads, chunks, turns](
-        q_MX, keys_BHSE, values_BHSE, sight.lengths, sight.counts, sight.lows, order, parts, tops, totals,
+        q_MX, keys_BHSE, values_BHSE, *told, parts, tops, totals,
         scale * math.log2(math.e), width, depth, q_MX.stride(0), *keys_BHSE.stride()[:3],
         TOKENS=together, LINES=max(16, together * triton.next_power_of_2(groups)), BLOCK=block,
         TREE=sight.order is not None, PRECISION="ieee", num_warps=4, num_stages=3, launch_pdl=overlap, **shape,
     )  # fmt: skip
     out_MX = torch.empty(q_MX.shape, dtype=q_MX.dtype, device=q_MX.device)
     _combine[rows * width, heads * groups](
-        parts, tops, totals, sight.counts, out_MX, width, CHUNKS=chunks,
+        parts, tops, totals, told[1], out_MX, width, CHUNKS=chunks,
         BC=min(16, triton.next_power_of_2(chunks)), num_warps=4, launch_pdl=overlap, **shape,
     )  # fmt: skip
     return out_MX

@@ -73,6 +73,7 @@ def rotate(
     rows, heads, _, size = keys_BHSE.shape
     tokens, queries = len(qkv_MX), qkv_MX.shape[1] // size - 2 * heads
     q_MX = qkv_MX.new_empty(tokens, queries * size)
+    qkv_MX, positions_BW, slots_BW = qkv_MX.contiguous(), positions_BW.contiguous(), slots_BW.contiguous()
     _rotary[tokens, queries + 2 * heads](
         qkv_MX, cosines_SE, sines_SE, positions_BW, slots_BW, qkv_MX if gains_2E is None else gains_2E, q_MX,
         keys_BHSE, values_BHSE, epsilon, tokens // rows, *keys_BHSE.stride()[:3],
