@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from drafters.model import Shape
+from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
 from specdec.protocols import Verifier
 from specdec.runtime import CachedModel
@@ -46,10 +49,23 @@ class EarlyExitDrafter:
         """Take a view of the target's first layers."""
         layers = target.model.network.depth // 2 if self.exit_layer is None else self.exit_layer
         self.model = target.model.early_exit(layers)
+        self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)
         self._vocabulary = target.vocab_size
 
     def draft(self, context: Context, noise: Noise) -> Draft:
         """A chain or a tree for every row."""
+        return self.shape.draft(self._view, context, noise, self._vocabulary)
+
+    def look(self, context: Context, window: Draft) -> Tensor:
+        """See ``ModelDrafter``."""
+        return self.shape.look(self._view, context, window, self._vocabulary)
+
+    def branch(self, context: Context, window: Draft, outcomes: Hypotheses, noise: Noise) -> Draft:
+        """See ``ModelDrafter``."""
+        return self.shape.branch(self._view, context, window, outcomes, noise, self._vocabulary)
+
+    @property
+    def _view(self) -> CachedModel:
         if self.model is None:
             raise RuntimeError("draft comes after begin")
-        return self.shape.draft(self.model, context, noise, self._vocabulary)
+        return self.model

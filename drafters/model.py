@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from drafters.rollout import chain, top_k_tree
+from drafters.rollout import Roots, chain, fit, top_k_tree
 from drafters.window import check_length
+from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
 from specdec.protocols import Verifier
 from specdec.runtime import CachedModel, load
@@ -77,6 +78,14 @@ class ModelDrafter:
         """A chain or a tree for every row."""
         return self.shape.draft(self.model, context, noise, self._vocabulary)
 
+    def look(self, context: Context, window: Draft) -> Tensor:
+        """float [B, M, V]: its own log-probabilities after the last committed token and each node of a window."""
+        return self.shape.look(self.model, context, window, self._vocabulary)
+
+    def branch(self, context: Context, window: Draft, outcomes: Hypotheses, noise: Noise) -> Draft:
+        """A chain or a tree for every outcome of the window that it looked at last; rows b * X + x."""
+        return self.shape.branch(self.model, context, window, outcomes, noise, self._vocabulary)
+
 
 class Shape:
     """How far and how wide a model drafts. Raises ValueError for values below 1."""
@@ -92,14 +101,52 @@ class Shape:
         whole = self.length if self.width == 1 else self.width + (self.length - 1) * self.width**2
         return whole if self.nodes is None or self.width == 1 else min(whole, self.nodes)
 
+    @property
+    def behind(self) -> int:
+        """Committed tokens that the model lacks at most when it is asked again.
+
+        Of its own last chain it has not read the last token, and of the target's round the correction. Of a tree only
+        the first chain of nodes lies where committed tokens do.
+        """
+        return 2 if self.width == 1 else self.length + 1
+
     def draft(self, model: CachedModel, context: Context, noise: Noise, vocabulary: int) -> Draft:
         """Draft with a model, no deeper than the rows have room for."""
-        length = self.length if context.depth is None else min(self.length, context.depth)
+        length = self._length(context.depth)
         if length < 1:
             return Draft.empty(context.lengths)
+        roots = Roots.committed(model, context, vocabulary, self.behind, chain=self.width == 1)
+        return self._grown(model, roots, noise, length, vocabulary)
+
+    def look(self, model: CachedModel, context: Context, window: Draft, vocabulary: int) -> Tensor:
+        """Read a window; log-probabilities [B, M, V] under the sampling of the rows."""
+        waits, nodes = self.behind if context.static else None, (window.tokens, window.parents)
+        scores = model.advance(context.tokens, context.lengths, nodes, behind=waits, chain=window.fanout == 1)
+        return context.sampling.soft(fit(scores.logits, vocabulary))
+
+    def branch(
+        self,
+        model: CachedModel,
+        context: Context,
+        window: Draft,
+        outcomes: Hypotheses,
+        noise: Noise,
+        vocabulary: int,
+    ) -> Draft:
+        """Draft behind every outcome of the window that was read last."""
+        length = self._length(None if context.depth is None else context.depth - 1)
+        if length < 1:
+            return Draft.empty(context.lengths.repeat_interleave(outcomes.size))
+        roots = Roots.supposed(model, context, window, outcomes, vocabulary)
+        return self._grown(model, roots, noise, length, vocabulary)
+
+    def _length(self, depth: int | None) -> int:
+        return self.length if depth is None else min(self.length, depth)
+
+    def _grown(self, model: CachedModel, roots: Roots, noise: Noise, length: int, vocabulary: int) -> Draft:
         if self.width == 1:
-            return chain(model, context, noise, length, vocabulary)
-        return top_k_tree(model, context, length, self.width, self.nodes, vocabulary)
+            return chain(model, roots, noise, length, vocabulary)
+        return top_k_tree(model, roots, length, self.width, self.nodes, vocabulary)
 
 
 def check_vocabulary(drafter: ModelDrafter, target: Verifier) -> None:

@@ -1,86 +1,158 @@
 """Drafting with a causal language model: a sampled chain, or a tree of its most likely tokens.
 
-B rows, N nodes, W nodes of one level, K children per node, V target vocabulary.
+B rows, S token slots, X roots per row, N nodes, W nodes of one level, K children per node, V target vocabulary.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from specdec import tree
+from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
 from specdec.runtime import CachedModel
-from specdec.sampling import seen_tokens
+from specdec.sampling import Sampling, seen_along, seen_tokens
 from specdec.types import Context, Draft
 
 
-def chain(model: CachedModel, context: Context, noise: Noise, length: int, vocabulary: int) -> Draft:
-    """A chain of ``length`` tokens, each drawn from the model's law under the target's sampling.
+@dataclass(frozen=True)
+class Roots:
+    """Where drafts begin: at the last committed token of each row, or at outcomes that may be.
+
+    Attributes:
+        logits: [B, X, V], the model's own after each root.
+        lengths: int64 [B, X], tokens up to each root, itself included.
+        nodes: int64 [B, X], where each stands in the model's tree, ``tree.ROOT`` for the last committed token.
+        fed: nodes that the model's tree has.
+        seen: bool [B, X, V], which tokens occurred; None where nobody asks.
+        sampling: the law to draw under.
+    """
+
+    logits: Tensor
+    lengths: Tensor
+    nodes: Tensor
+    fed: int
+    seen: Tensor | None
+    sampling: Sampling
+
+    @property
+    def single(self) -> bool:
+        """Whether all that grows is one chain behind the last committed token."""
+        return self.fed == 0 and self.nodes.shape[1] == 1
+
+    @classmethod
+    def committed(
+        cls, model: CachedModel, context: Context, vocabulary: int, behind: int, chain: bool = False
+    ) -> Roots:
+        """The last committed token of each row; ``behind`` is how many tokens the model lacks at most."""
+        waits = behind if context.static else None
+        logits_B1V = model.advance(context.tokens, context.lengths, behind=waits, chain=chain).logits
+        seen_BV = seen_if(context, vocabulary)
+        return cls(
+            fit(logits_B1V, vocabulary),
+            context.lengths[:, None],
+            torch.full_like(context.lengths[:, None], tree.ROOT),
+            0,
+            None if seen_BV is None else seen_BV[:, None],
+            context.sampling,
+        )
+
+    @classmethod
+    def supposed(
+        cls, model: CachedModel, context: Context, window: Draft, outcomes: Hypotheses, vocabulary: int
+    ) -> Roots:
+        """Outcomes of a window that hangs in the model's tree, read in one forward."""
+        above_BX = outcomes.nodes.clamp(min=tree.ROOT)
+        logits_BXV = fit(model.grow(outcomes.tokens, above_BX), vocabulary)
+        depths_BM = pad(window.depths, (1, 0))
+        seen_BXV = None
+        seen_BV = seen_if(context, vocabulary)
+        if seen_BV is not None:
+            seen_BMV = seen_along(seen_BV, window.tokens, window.ancestors)
+            seen_BXV = seen_BMV.gather(1, (above_BX + 1)[..., None].expand(-1, -1, vocabulary))
+            seen_BXV = seen_BXV.scatter(2, outcomes.tokens[..., None], True)
+        return cls(
+            logits_BXV,
+            context.lengths[:, None] + depths_BM.gather(1, above_BX + 1) + 1,
+            window.size + torch.arange(outcomes.size, device=above_BX.device).expand_as(above_BX),
+            window.size + outcomes.size,
+            seen_BXV,
+            context.sampling,
+        )
+
+
+def chain(model: CachedModel, roots: Roots, noise: Noise, length: int, vocabulary: int) -> Draft:
+    """A chain of ``length`` tokens behind every root, each drawn from the model's law; rows b * X + x.
 
     Laws go along where the acceptance rule can use them: not when greedy, not when noise is shared.
     """
-    sampling = context.sampling
-    # Of its own last chain the model has not read the last token, and of the target's round the correction.
-    logits_B1V = model.advance(
-        context.tokens, context.lengths, behind=2 if context.static else None, chain=True
-    ).logits
-    seen_BV = seen_tokens(context.tokens, context.lengths, vocabulary) if sampling.penalises else None
+    sampling, logits_BXV, seen_BXV = roots.sampling, roots.logits, roots.seen
+    above_BX, fed = roots.nodes, roots.fed
     tokens, laws = [], []
     for step in range(length):
-        scores_B1V, seen_B1V = fit(logits_B1V, vocabulary), None if seen_BV is None else seen_BV[:, None]
         if sampling.greedy:  # chosen, not drawn
-            token_B1 = sampling.scores(scores_B1V, seen_B1V).argmax(-1)
+            token_BX = sampling.scores(logits_BXV, seen_BXV).argmax(-1)
         else:
-            laws.append(sampling.law(scores_B1V, seen_B1V))
-            token_B1 = noise.propose(laws[-1], context.lengths[:, None], step)
-        tokens.append(token_B1)
-        if seen_BV is not None:
-            seen_BV = seen_BV.scatter(1, token_B1, True)
+            laws.append(sampling.law(logits_BXV, seen_BXV))
+            token_BX = noise.propose(laws[-1], roots.lengths, step)
+        tokens.append(token_BX)
+        if seen_BXV is not None:
+            seen_BXV = seen_BXV.scatter(2, token_BX[..., None], True)
         if step + 1 < length:
-            logits_B1V = model.grow(token_B1, torch.full_like(token_B1, step - 1))
+            logits_BXV = fit(model.grow(token_BX, above_BX, chain=roots.single), vocabulary)
+            above_BX = fed + torch.arange(token_BX.shape[1], device=token_BX.device).expand_as(token_BX)
+            fed += token_BX.shape[1]
     model.remember()
     ships = laws and not noise.coupled
-    counts_B = torch.full_like(context.lengths, length)
-    return Draft.chain(torch.cat(tokens, 1), context.lengths, counts_B, torch.cat(laws, 1) if ships else None)
+    base_R = roots.lengths.flatten()
+    return Draft.chain(
+        torch.stack(tokens, -1).flatten(0, 1),
+        base_R,
+        torch.full_like(base_R, length),
+        torch.stack(laws, 2).flatten(0, 1) if ships else None,
+    )
 
 
 def top_k_tree(
-    model: CachedModel, context: Context, depth: int, width: int, nodes: int | None, vocabulary: int
+    model: CachedModel, roots: Roots, depth: int, width: int, nodes: int | None, vocabulary: int
 ) -> Draft:
-    """A tree of likely tokens: per level the ``width`` likeliest paths grow ``width`` children each.
+    """A tree of likely tokens behind every root: per level the ``width`` likeliest paths grow ``width`` children.
 
-    Of all candidates the ``nodes`` with the likeliest paths are kept (EAGLE-2, Li et al., arXiv 2406.16858).
-    The tokens are chosen, not drawn, so the draft carries no laws.
+    Of all candidates of a root the ``nodes`` with the likeliest paths are kept (EAGLE-2, Li et al., arXiv
+    2406.16858). The tokens are chosen, not drawn, so the draft carries no laws.
     """
-    behind = depth + 1 if context.static else None
-    logits_BWV = model.advance(context.tokens, context.lengths, behind=behind).logits
-    score_BW = torch.zeros_like(context.lengths[:, None], dtype=torch.float32)
-    node_BW = torch.full_like(context.lengths[:, None], -1)  # where the level's nodes stand in the draft
-    fed_BW = node_BW  # where they stand in the model's own tree, which holds only nodes that have children
-    tokens, parents, scores, fed, size = [], [], [], 0, 0
+    logits_BXWV, fed = roots.logits[:, :, None], roots.fed
+    score_BXW = torch.zeros_like(logits_BXWV[..., 0], dtype=torch.float32)
+    node_BXW = torch.full_like(roots.nodes[..., None], tree.ROOT)  # where the level's nodes stand in the draft
+    fed_BXW = roots.nodes[..., None]  # and in the model's own tree, which holds only nodes that have children
+    tokens, parents, scores, size = [], [], [], 0
     for level in range(depth):
-        gain_BWV = fit(logits_BWV, vocabulary).float().log_softmax(-1)
-        gain_BWK, token_BWK = gain_BWV.topk(min(width, vocabulary), -1)
-        score_BX = (score_BW[..., None] + gain_BWK).flatten(1)
-        tokens.append(token_BWK.flatten(1))
-        parents.append(node_BW[..., None].expand_as(token_BWK).flatten(1))
-        scores.append(score_BX)
+        gain_BXWV = logits_BXWV.float().log_softmax(-1)
+        gain_BXWK, token_BXWK = gain_BXWV.topk(min(width, vocabulary), -1)
+        score_BXN = (score_BXW[..., None] + gain_BXWK).flatten(2)
+        tokens.append(token_BXWK.flatten(2))
+        parents.append(node_BXW[..., None].expand_as(token_BXWK).flatten(2))
+        scores.append(score_BXN)
         if level + 1 < depth:
-            score_BW, best_BW = score_BX.topk(min(width, score_BX.shape[1]), -1)
-            above_BW = best_BW // token_BWK.shape[-1]
-            logits_BWV = model.grow(tokens[-1].gather(1, best_BW), fed_BW.gather(1, above_BW))
-            node_BW, fed_BW = (
-                size + best_BW,
-                fed + torch.arange(best_BW.shape[1], device=best_BW.device).expand_as(best_BW),
-            )
-            fed += best_BW.shape[1]
-        size += score_BX.shape[1]
+            score_BXW, best_BXW = score_BXN.topk(min(width, score_BXN.shape[2]), -1)
+            chosen_BXW = tokens[-1].gather(2, best_BXW)
+            above_BXW = fed_BXW.gather(2, best_BXW // token_BXWK.shape[-1])
+            logits_BYV = fit(model.grow(chosen_BXW.flatten(1), above_BXW.flatten(1)), vocabulary)
+            logits_BXWV = logits_BYV.unflatten(1, best_BXW.shape[1:])
+            node_BXW = size + best_BXW
+            fed_BXW = fed + torch.arange(best_BXW[0].numel(), device=best_BXW.device).view_as(best_BXW[:1])
+            fed_BXW = fed_BXW.expand_as(best_BXW)
+            fed += best_BXW[0].numel()
+        size += score_BXN.shape[2]
     model.remember()
-    tokens_BN, parents_BN, scores_BN = torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(scores, 1)
+    tokens_RN, parents_RN, scores_RN = (torch.cat(part, 2).flatten(0, 1) for part in (tokens, parents, scores))
     if nodes is not None and nodes < size:
-        tokens_BN, parents_BN = _likeliest(tokens_BN, parents_BN, scores_BN, nodes)
-    return Draft(tokens_BN, parents_BN, context.lengths, fanout=width)
+        tokens_RN, parents_RN = _likeliest(tokens_RN, parents_RN, scores_RN, nodes)
+    return Draft(tokens_RN, parents_RN, roots.lengths.flatten(), fanout=width)
 
 
 def _likeliest(tokens_BN: Tensor, parents_BN: Tensor, scores_BN: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
@@ -92,6 +164,11 @@ def _likeliest(tokens_BN: Tensor, parents_BN: Tensor, scores_BN: Tensor, nodes: 
     above_BN = parents_BN.gather(1, kept_BN)
     moved_BN = place_BN.gather(1, above_BN.clamp(min=0))
     return tokens_BN.gather(1, kept_BN), torch.where(above_BN >= 0, moved_BN, above_BN)
+
+
+def seen_if(context: Context, vocabulary: int) -> Tensor | None:
+    """bool [B, V]: which tokens occurred, None where the law does not ask."""
+    return seen_tokens(context.tokens, context.lengths, vocabulary) if context.sampling.penalises else None
 
 
 def fit(logits: Tensor, vocabulary: int) -> Tensor:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drafters.rollout import chain
+from drafters.rollout import Roots, chain
 from experiments.stopwatch import middle, recorded
 from specdec import Sampling
 from specdec.generate import capacity
 from specdec.noise import Still
 from specdec.runtime import CachedModel
-from specdec.types import Context
+from specdec.types import Context, Draft
 
 Numbers = dict[int, float]
 
@@ -101,7 +101,12 @@ def rollout(model: CachedModel, tokens_BS: Tensor, lengths_B: Tensor, length: in
     """A greedy draft of ``length`` tokens."""
     context = Context(tokens_BS, lengths_B, torch.full_like(lengths_B, length + 1), Sampling(), static=True)
     noise = Still()
-    return lambda: chain(model, context, noise, length, model.vocab_size)
+
+    def draft() -> Draft:
+        roots = Roots.committed(model, context, model.vocab_size, behind=2, chain=True)
+        return chain(model, roots, noise, length, model.vocab_size)
+
+    return draft
 
 
 def text(vocabulary: int, length: int, start: int = 0) -> list[int]:

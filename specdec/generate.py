@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -10,12 +11,15 @@ import torch
 from torch import Tensor
 
 from specdec.acceptance import Ratio
+from specdec.channel import Inline
 from specdec.guard import Guarded
-from specdec.loop import serial
+from specdec.loop import pipelined, serial
+from specdec.messages import Opening
 from specdec.metrics import Metrics
 from specdec.noise import Noise, Still
+from specdec.partner import Partner
 from specdec.prompts import Prompt, encode
-from specdec.protocols import AcceptanceRule, Drafter, Verifier
+from specdec.protocols import AcceptanceRule, Channel, Drafter, Forecast, Verifier
 from specdec.runtime import CachedModel
 from specdec.runtime.clock import DeviceClock
 from specdec.runtime.replay import Replay, current
@@ -63,6 +67,8 @@ def generate(
     seed: int = 0,
     stop: Sequence[int] | int | None = None,
     stream: Callable[[int, list[int]], None] | None = None,
+    forecast: Forecast | None = None,
+    channel: Channel | None = None,
 ) -> Result:
     """Decode prompts with a target and a drafter. The default is greedy.
 
@@ -77,6 +83,9 @@ def generate(
         seed: of the noise. Equal seeds give equal tokens, on any device and in any schedule.
         stop: token ids that end a row, besides the model's own end tokens.
         stream: called as tokens are committed, with the row's index and its new tokens.
+        forecast: which outcomes the drafter prepares for while the target works (see ``specdec.forecast``); None
+            drafts and verifies in turns.
+        channel: how target and drafter talk then (see ``specdec.channel``); ``Inline()`` if None.
 
     Raises:
         ValueError: an empty prompt, one that does not fit the model's positions, token ids outside the
@@ -89,8 +98,12 @@ def generate(
     accept = acceptance or Ratio()
     seq = Sequences.start(rows, max_new_tokens, ends, sampling, verifier.device)
     trace = Trace(listener=None if stream is None else Streamer(stream))
-    decode = plainly if verifier.replay is None else replayed
-    seq = decode(seq, drafter, verifier, accept, seed, trace)
+    if forecast is not None:
+        seq = pipeline(seq, drafter, verifier, accept, seed, trace, forecast, channel or Inline())
+    elif verifier.replay is None:
+        seq = plainly(seq, drafter, verifier, accept, seed, trace)
+    else:
+        seq = replayed(seq, drafter, verifier, accept, seed, trace)
     return result(seq, trace, accept.lossless, tokenizer, single)
 
 
@@ -103,6 +116,40 @@ def plainly(
     verifier.begin(seq, guarded.wants)
     with trace.running({"target": module(verifier), "drafter.model": module(drafter)}):
         return serial(seq, Timed(guarded, trace), verifier, accept, noise_for(seq, seed, accept), trace)
+
+
+def pipeline(
+    seq: Sequences,
+    drafter: Drafter,
+    verifier: Verifier,
+    accept: AcceptanceRule,
+    seed: int,
+    trace: Trace,
+    forecast: Forecast,
+    channel: Channel,
+) -> Sequences:
+    """Decode while the drafter works on its own side of a channel."""
+    verifier.begin(seq, exit=forecast.exit)
+    with channel.link(drafter, forecast, verifier) as link, trace.running({"target": module(verifier)}):
+        partner = Partner(link, trace, channel.patience)
+        partner.open(opening(seq, verifier, accept, seed), verifier.device)
+        return pipelined(seq, partner, verifier, accept, noise_for(seq, seed, accept), trace)
+
+
+def opening(seq: Sequences, verifier: Verifier, accept: AcceptanceRule, seed: int) -> Opening:
+    """What the drafter's side must know of a generation."""
+    return Opening(
+        generation=time.monotonic_ns(),
+        round=0,
+        tokens=seq.tokens,
+        lengths=seq.lengths,
+        prompts=seq.prompts,
+        limits=seq.limits,
+        sampling=seq.sampling,
+        seed=seed,
+        coupled=accept.coupled,
+        vocab_size=verifier.vocab_size,
+    )
 
 
 def replayed(

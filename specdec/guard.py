@@ -68,11 +68,15 @@ class Guarded:
         except Exception as error:  # whatever a drafter raises, the committed tokens must survive
             if self._replay is not None and self._replay.recording:
                 raise
-            model = getattr(self._drafter, "model", None)
-            if isinstance(model, CachedModel):
-                model.forget()
-            self._trace.fault(f"raised {type(error).__name__}: {error}", error=error)
+            self.failed(error)
             return Draft.empty(context.lengths)
+
+    def failed(self, error: Exception) -> None:
+        """Count an error of the drafter; the cache of its model may have holes now."""
+        model = getattr(self._drafter, "model", None)
+        if isinstance(model, CachedModel):
+            model.forget()
+        self._trace.fault(f"raised {type(error).__name__}: {error}", error=error)
 
 
 def admit(draft: Draft, lengths_B: Tensor, room_B: Tensor, vocabulary: int) -> tuple[Draft, Tensor]:

@@ -8,30 +8,47 @@ from typing import Any
 
 from torch import Tensor
 
+from specdec.exit import Hint
 from specdec.guard import admit
 from specdec.noise import Noise
+from specdec.partner import Partner
 from specdec.protocols import AcceptanceRule, Drafter, Verifier
 from specdec.sequences import Sequences
 from specdec.trace import Trace, report
-from specdec.types import Advice, Context, Draft
+from specdec.types import Advice, Context, Draft, Verdict
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one verification did: the rows after it, what was seen along the way, and a report for the trace."""
+    """What one verification did: the rows after it, where the accepted path ends, and what was seen along it.
+
+    Attributes:
+        seq: the rows.
+        verdict: what was decided.
+        advice: what the drafter wanted to see of the target.
+        report: for the trace.
+    """
 
     seq: Sequences
+    verdict: Verdict
     advice: Advice | None
     report: Tensor
 
 
-def verify(seq: Sequences, draft: Draft, verifier: Verifier, accept: AcceptanceRule, noise: Noise) -> Turn:
-    """Score the draft, decide, commit."""
+def verify(
+    seq: Sequences,
+    draft: Draft,
+    verifier: Verifier,
+    accept: AcceptanceRule,
+    noise: Noise,
+    hint: Hint | None = None,
+) -> Turn:
+    """Score the draft, decide, commit; an early exit speaks to ``hint`` on the way."""
     draft, faults = admit(draft, seq.lengths, seq.room, verifier.vocab_size)
-    evidence = verifier.score(seq, draft)
+    evidence = verifier.score(seq, draft, hint)
     verdict = accept(draft, evidence.laws(), noise)
     after = verifier.commit(seq, draft, verdict)
-    return Turn(after, evidence.along(verdict), report(seq, after, draft, verdict, faults))
+    return Turn(after, verdict, evidence.along(verdict), report(seq, after, draft, verdict, faults))
 
 
 def propose(context: Context, drafter: Drafter, noise: Noise) -> Draft:
@@ -61,4 +78,29 @@ def serial(
         seq = turn.seq
         if not trace.done:
             draft = play(propose, seq.context(turn.advice), drafter, noise)
+    return seq
+
+
+def pipelined(
+    seq: Sequences,
+    partner: Partner,
+    verifier: Verifier,
+    accept: AcceptanceRule,
+    noise: Noise,
+    trace: Trace,
+    play: Callable[..., Any] = directly,
+) -> Sequences:
+    """Draft the next window while this one is verified, for every outcome that a forecast makes likely.
+
+    Mirror Speculative Decoding (arXiv 2510.13161), SSD (arXiv 2603.03251) and PEARL (arXiv 2408.11850) differ in the
+    forecast alone. Rows whose outcome was prepared go on with that draft, the others wait for a fresh one: both are
+    the draft that ``serial`` would make.
+    """
+    draft = Draft.empty(seq.lengths)
+    while not trace.done:
+        turn = play(verify, seq, draft, verifier, accept, noise, partner.hint)  # the partner drafts meanwhile
+        trace.round(turn.report)
+        seq = turn.seq
+        if not trace.done:
+            draft = partner.settle(turn.seq, turn.verdict)  # the rendezvous
     return seq

@@ -5,16 +5,23 @@ B rows, N draft nodes, M = N + 1, V target vocabulary.
 
 from __future__ import annotations
 
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from specdec.exit import Exit, Hint
+from specdec.hypotheses import Candidates, Hypotheses
 from specdec.noise import Noise
 from specdec.runtime import CachedModel
 from specdec.runtime.replay import Replay
 from specdec.sequences import Sequences
 from specdec.types import Advice, Context, Draft, Tap, Verdict
+
+
+if TYPE_CHECKING:
+    from specdec.partner import Link
 
 
 class Evidence(Protocol):
@@ -57,12 +64,15 @@ class Verifier(Protocol):
         """Tokens of every replayed forward after prefill; None takes as many as a draft has."""
         ...
 
-    def begin(self, seq: Sequences, wants: tuple[Tap, ...] = ()) -> None:
-        """A new generation starts. Raises ValueError where the target cannot hold these rows."""
+    def begin(self, seq: Sequences, wants: tuple[Tap, ...] = (), exit: Exit | None = None) -> None:
+        """A new generation starts. Raises ValueError where the target cannot hold these rows, or has no such exit."""
         ...
 
-    def score(self, seq: Sequences, draft: Draft) -> Evidence:
-        """Run the target over what it has not seen of the rows, and over the draft."""
+    def score(self, seq: Sequences, draft: Draft, hint: Hint | None = None) -> Evidence:
+        """Run the target over what it has not seen of the rows, and over the draft.
+
+        ``hint`` is called from inside the forward with what the early exit says, if there is one.
+        """
         ...
 
     def commit(self, seq: Sequences, draft: Draft, verdict: Verdict) -> Sequences:
@@ -94,6 +104,47 @@ class Drafter(Protocol):
 
     def draft(self, context: Context, noise: Noise) -> Draft:
         """A token tree for every row; rows that are finished or have no proposal get padding."""
+        ...
+
+
+class BranchingDrafter(Drafter, Protocol):
+    """A drafter that can prepare for many outcomes at once."""
+
+    def look(self, context: Context, window: Draft) -> Tensor:
+        """float [B, M, V]: its own log-probabilities after the last committed token and after each node."""
+        ...
+
+    def branch(self, context: Context, window: Draft, outcomes: Hypotheses, noise: Noise) -> Draft:
+        """What ``draft`` would give after each outcome of the window it looked at last, rows b * X + x.
+
+        Draws must be those of ``draft``: the same noise, keyed by the length that the outcome would have.
+        """
+        ...
+
+
+class Forecast(Protocol):
+    """Says which outcomes of a window deserve a prepared draft. B rows, X outcomes per row."""
+
+    @property
+    def exit(self) -> Exit | None:
+        """The early exit of the target that it reads, None where it reads the drafter alone."""
+        ...
+
+    def __call__(self, window: Draft, own_BMV: Tensor, early: Candidates | None) -> Hypotheses:
+        """Outcomes, from the drafter's own log-probabilities and the early exit's message."""
+        ...
+
+
+class Channel(Protocol):
+    """How the two sides of a pipeline talk."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for a draft before a round goes without."""
+        ...
+
+    def link(self, drafter: Drafter, forecast: Forecast, verifier: Verifier) -> AbstractContextManager[Link]:
+        """A connection for one generation."""
         ...
 
 

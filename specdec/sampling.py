@@ -72,6 +72,10 @@ class Sampling:
             scores = torch.where(seen, punished, scores)
         return scores
 
+    def soft(self, logits: Tensor) -> Tensor:
+        """Log-probabilities [..., V] at this temperature (at 1 if greedy), for estimates: nothing is cut off."""
+        return (logits.float() / (self.temperature or 1.0)).log_softmax(-1)
+
     def _warped(self, scores: Tensor) -> Tensor:
         scores = scores / self.temperature
         if self.top_k is not None and self.top_k < scores.shape[-1]:

@@ -64,6 +64,19 @@ class Round:
 
 
 @dataclass(frozen=True)
+class Handover:
+    """How a round's outcome met a drafter that worked ahead.
+
+    Attributes:
+        hit: per row, whether a draft for the outcome was there.
+        branches: outcomes that had been prepared, all rows together.
+    """
+
+    hit: tuple[bool, ...]
+    branches: int
+
+
+@dataclass(frozen=True)
 class Step:
     """What one round added to a row.
 
@@ -113,6 +126,7 @@ class Trace:
     done: bool = False
     spans: list[Span] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
+    handovers: list[Handover] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     start: float = 0.0
     end: float = 0.0
@@ -140,6 +154,13 @@ class Trace:
         self.done = all(step.ended for step in steps)
         if self.listener is not None:
             self.listener(steps)
+
+    def handover(
+        self, hit: list[bool], branches: int = 0, spans: tuple[tuple[str, float, float], ...] = ()
+    ) -> None:
+        """Record how the last round's outcome met a drafter that worked ahead: see ``Handover``."""
+        self.handovers.append(Handover(tuple(hit), branches))
+        self.spans += [Span(f"drafter.{what}", start, end) for what, start, end in spans]
 
     def fault(self, message: str, error: Exception | None = None) -> None:
         """Count a fault of the drafter, and say it when it is first seen."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specdec.exit import Exit, Hint
 from specdec.runtime import CachedModel, load
 from specdec.runtime.model import Scores
 from specdec.runtime.replay import Replay
@@ -52,6 +53,7 @@ class FullVerifier:
         self.width = width
         self.model, self.tokenizer, self.end_tokens = loaded.model, loaded.tokenizer, loaded.end_tokens
         self._taps: tuple[Tap, ...] = ()
+        self._exit: Exit | None = None
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **options: Any) -> FullVerifier:
@@ -60,8 +62,8 @@ class FullVerifier:
 
     @property
     def identity(self) -> object:
-        """What a recording may take it for: another drafter may want other taps."""
-        return FullVerifier, self.model, self._taps
+        """What a recording may take it for: another drafter may want other taps, another forecast another exit."""
+        return FullVerifier, self.model, self._taps, self._exit
 
     @property
     def width(self) -> int | None:
@@ -89,17 +91,26 @@ class FullVerifier:
         """Where token ids go in."""
         return self.model.device
 
-    def begin(self, seq: Sequences, wants: tuple[Tap, ...] = ()) -> None:
-        """Forget the last generation. Raises ValueError where the rows outgrow the model's positions."""
-        self._taps = wants
+    def begin(self, seq: Sequences, wants: tuple[Tap, ...] = (), exit: Exit | None = None) -> None:
+        """Forget the last generation.
+
+        Raises:
+            ValueError: the rows outgrow the model's positions, or it has no such exit.
+        """
+        if exit is not None:
+            exit.of(self.model)
+        self._taps, self._exit = wants, exit
         self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)
 
-    def score(self, seq: Sequences, draft: Draft) -> FullEvidence:
-        """One forward over what the cache lacks of the rows, and the draft."""
+    def score(self, seq: Sequences, draft: Draft, hint: Hint | None = None) -> FullEvidence:
+        """One forward over what the cache lacks of the rows, and the draft; the early exit speaks to ``hint``."""
         # All but the last committed token went through the target when they were drafted or corrected.
         behind, chain = 1 if seq.static else None, draft.fanout == 1
         nodes = (draft.tokens, draft.parents)
-        scores = self.model.advance(seq.tokens, seq.lengths, nodes, self._taps, behind, chain)
+        glance = None
+        if self._exit is not None and hint is not None:
+            glance = self._exit.glance(self.model, draft, seq.sampling, hint)
+        scores = self.model.advance(seq.tokens, seq.lengths, nodes, self._taps, behind, chain, glance)
         return FullEvidence(seq, draft, scores)
 
     def commit(self, seq: Sequences, draft: Draft, verdict: Verdict) -> Sequences:

@@ -37,13 +37,13 @@ class Hanging:
         """N."""
         return self.tokens.shape[1]
 
-    def more(self, tokens_BW: Tensor, parents_BW: Tensor) -> Hanging:
-        """The tree with nodes added."""
+    def more(self, tokens_BW: Tensor, parents_BW: Tensor, chain: bool) -> Hanging:
+        """The tree with nodes added; ``chain`` says that they go on with its last node."""
         tokens_BN, parents_BN = (
             torch.cat([self.tokens, tokens_BW], 1),
             torch.cat([self.parents, parents_BW], 1),
         )
-        return Hanging(self.lengths, tokens_BN, parents_BN, self.chain)
+        return Hanging(self.lengths, tokens_BN, parents_BN, self.chain and chain)
 
 
 @dataclass(frozen=True)

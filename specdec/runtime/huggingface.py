@@ -6,9 +6,10 @@ B rows, W tokens of one forward, M tokens whose logits are wanted, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers import (
 
 from specdec.runtime.attention import Window, attend
 from specdec.runtime.compiled import CompiledLayers
+from specdec.runtime.readout import Glance, Stand
 from specdec.runtime.support import refuse_unsupported
 from specdec.types import Tap
 
@@ -55,6 +57,7 @@ class Network:
         # Whether attention takes a ``Sight`` in place of a mask: where our kernels run.
         self.brief = False
         self.compiled: CompiledLayers | None = None
+        self._tuples = False  # whether layers answer with tuples
 
     @property
     def vocab_size(self) -> int:
@@ -92,7 +95,13 @@ class Network:
         return self.module.dtype
 
     def __call__(
-        self, tokens_BW: Tensor, positions_BW: Tensor, window: Window, keep: int, taps: tuple[Tap, ...] = ()
+        self,
+        tokens_BW: Tensor,
+        positions_BW: Tensor,
+        window: Window,
+        keep: int,
+        taps: tuple[Tap, ...] = (),
+        glance: Glance | None = None,
     ) -> tuple[Tensor, dict[Tap, Tensor]]:
         """Logits [B, M, V] of the last ``keep`` tokens, and tapped states [B, W, hidden]."""
         if self.max_positions is not None:
@@ -101,8 +110,8 @@ class Network:
         if window.sight is not None and self.lean is not None:
             window.written.update(range(self.depth))
             caches = [(window.cache.keys[layer], window.cache.values[layer]) for layer in range(self.depth)]
-            return self.lean(tokens_BW, positions_BW, window.slots, caches, window.sight, keep, taps)
-        with self._our_attention(), self._compiling(window), self._tapping(taps) as states:
+            return self.lean(tokens_BW, positions_BW, window.slots, caches, window.sight, keep, taps, glance)
+        with self._our_attention(), self._compiling(window), self._tapping(taps, glance) as states:
             answer = self.module(
                 input_ids=tokens_BW,
                 position_ids=positions_BW,
@@ -111,6 +120,15 @@ class Network:
                 window=window,
             )
         return answer.logits, states
+
+    def read_out(self, state_BWX: Tensor) -> Tensor:
+        """Logits [B, W, V] of the model's own norm and head on states from behind any layer, before the norm."""
+        if self.lean is not None:
+            return self.lean.read_out(state_BWX)
+        stand = Stand(self._layers[-1], state_BWX, self._tuples)
+        module = _with_layers(self.module, layer_list(self.module, self.config.num_hidden_layers)[0], [stand])
+        tokens_BW = torch.zeros(state_BWX.shape[:2], dtype=torch.int64, device=state_BWX.device)
+        return module(input_ids=tokens_BW, use_cache=False).logits
 
     def quicken(self) -> None:
         """Prepare to run a few tokens at a time as fast as the device can. Does nothing on a CPU."""
@@ -127,6 +145,16 @@ class Network:
         """A copy of the model, its weights included, that computes in another type."""
         return Network(copy.deepcopy(self.module).to(dtype))
 
+    def twin(self) -> Network:
+        """The same model with the same weights, but nothing else in common: two threads can run both at once."""
+        shared = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
+        twin = copy.copy(self)
+        twin.module = copy.deepcopy(self.module, shared)
+        twin.config = twin.module.config.get_text_config()
+        twin._configs = {id(config): config for config in (twin.module.config, twin.config)}.values()
+        twin._layers = layer_list(twin.module, twin.config.num_hidden_layers)[1]
+        return twin
+
     def early_exit(self, layers: int) -> Network:
         """The first ``layers`` layers with the model's own norm and head: a view that shares every weight.
 
@@ -136,14 +164,7 @@ class Network:
         if not 0 < layers < self.depth:
             raise ValueError(f"exit_layer must be from 1 to {self.depth - 1} for this model, not {layers}")
         name, stack = layer_list(self.module, self.config.num_hidden_layers)
-        *parents, last = name.split(".")
-        view = outer = _shallow(self.module)
-        for parent in parents:
-            inner = _shallow(getattr(outer, parent))
-            setattr(outer, parent, inner)
-            outer = inner
-        setattr(outer, last, nn.ModuleList(list(stack)[:layers]))
-        return _view(self, view, layers)
+        return _view(self, _with_layers(self.module, name, list(stack)[:layers]), layers)
 
     def _compiling(self, window: Window) -> AbstractContextManager[None]:
         """Layers run compiled where shapes do not depend on the rows: each would be compiled anew."""
@@ -161,27 +182,30 @@ class Network:
                 config._attn_implementation_internal = implementation
 
     @contextmanager
-    def _tapping(self, taps: tuple[Tap, ...]) -> Iterator[dict[Tap, Tensor]]:
+    def _tapping(self, taps: tuple[Tap, ...], glance: Glance | None) -> Iterator[dict[Tap, Tensor]]:
         states: dict[Tap, Tensor] = {}
         with ExitStack() as stack:
             for tap in taps:
-                stack.callback(self._hook(tap, states).remove)
+                stack.callback(self._hook(tap.layer, partial(states.__setitem__, tap)).remove)
+            if glance is not None:
+                stack.callback(self._hook(glance.layer, glance.take).remove)
             yield states
 
-    def _hook(self, tap: Tap, states: dict[Tap, Tensor]) -> Any:
-        if not 0 <= tap.layer <= self.depth:
-            raise ValueError(f"tap at layer {tap.layer}: the model has layers 0 (embedding) to {self.depth}")
-        if tap.layer == 0:  # what goes into the first layer; an embedding may be scaled after the module
+    def _hook(self, layer: int, take: Callable[[Tensor], None]) -> Any:
+        if not 0 <= layer <= self.depth:
+            raise ValueError(f"tap at layer {layer}: the model has layers 0 (embedding) to {self.depth}")
+        if layer == 0:  # what goes into the first layer; an embedding may be scaled after the module
 
             def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                states[tap] = args[0] if args else kwargs["hidden_states"]
+                take(args[0] if args else kwargs["hidden_states"])
 
             return self._layers[0].register_forward_pre_hook(before, with_kwargs=True)
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            states[tap] = output[0] if isinstance(output, tuple) else output
+            self._tuples = isinstance(output, tuple)
+            take(output[0] if isinstance(output, tuple) else output)
 
-        return self._layers[tap.layer - 1].register_forward_hook(after)
+        return self._layers[layer - 1].register_forward_hook(after)
 
 
 def _shallow(module: nn.Module) -> Any:
@@ -190,6 +214,18 @@ def _shallow(module: nn.Module) -> Any:
     for name, value in vars(module).items():
         if isinstance(value, dict):
             view.__dict__[name] = copy.copy(value)
+    return view
+
+
+def _with_layers(module: nn.Module, name: str, layers: list[nn.Module]) -> Any:
+    """A view of a module that shares every weight, with other layers in its list of that name."""
+    *parents, last = name.split(".")
+    view = outer = _shallow(module)
+    for parent in parents:
+        inner = _shallow(getattr(outer, parent))
+        setattr(outer, parent, inner)
+        outer = inner
+    setattr(outer, last, nn.ModuleList(layers))
     return view
 
 

@@ -14,6 +14,7 @@ from torch.nn.functional import embedding
 from specdec.runtime.kernels.attention import attend
 from specdec.runtime.kernels.linear import linear
 from specdec.runtime.kernels.rotary import rotate
+from specdec.runtime.readout import Glance
 from specdec.runtime.sight import Sight
 from specdec.types import Tap
 
@@ -88,6 +89,7 @@ class LeanNetwork:
         sight: Sight,
         keep: int,
         taps: tuple[Tap, ...] = (),
+        glance: Glance | None = None,
     ) -> tuple[Tensor, dict[Tap, Tensor]]:
         """Logits [B, K, V] of the last ``keep`` tokens, and tapped states [B, W, hidden]."""
         rows, width = tokens_BW.shape
@@ -97,12 +99,17 @@ class LeanNetwork:
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True), 1):
             x_MX = self.layer(layer, x_MX, positions_BW, slots_BW, cache, sights[layer.sliding])
             states[index] = x_MX
-        last_MX = x_MX.unflatten(0, (rows, width))[:, width - keep :].flatten(0, 1)
-        logits = self.kernels.linear(
-            last_MX, self.head, gain=self.norm, epsilon=self.epsilon, overlap=self.overlap
+            if glance is not None and glance.layer == index:
+                glance.take(x_MX.unflatten(0, (rows, width)))
+        logits_BKV = self.read_out(x_MX.unflatten(0, (rows, width))[:, width - keep :])
+        return logits_BKV, {tap: states[tap.layer].unflatten(0, (rows, width)) for tap in taps}
+
+    def read_out(self, state_BWX: Tensor) -> Tensor:
+        """Logits [B, W, V] of norm and head on states [B, W, hidden]."""
+        logits_MV = self.kernels.linear(
+            state_BWX.flatten(0, 1), self.head, gain=self.norm, epsilon=self.epsilon, overlap=self.overlap
         )
-        tapped = {tap: states[tap.layer].unflatten(0, (rows, width)) for tap in taps}
-        return logits.unflatten(0, (rows, keep)), tapped
+        return logits_MV.unflatten(0, state_BWX.shape[:2])
 
     def layer(
         self,

@@ -16,6 +16,7 @@ from specdec.runtime.cache import KVCache
 from specdec.runtime.feed import Extent, Feed, Hanging, feed
 from specdec.runtime.huggingface import Network
 from specdec.runtime.memory import Memory
+from specdec.runtime.readout import Glance
 from specdec.types import Tap
 
 # Slots for the nodes of draft trees, so that the cache need not grow for them.
@@ -82,6 +83,11 @@ class CachedModel:
         return self.network.device
 
     @property
+    def is_view(self) -> bool:
+        """Whether the cache is another model's."""
+        return not self._owns
+
+    @property
     def follows(self) -> bool:
         """Whether the rows have been read: the shapes of a forward need not depend on them from here on."""
         return self.memory.follows
@@ -145,6 +151,7 @@ class CachedModel:
         taps: tuple[Tap, ...] = (),
         behind: int | None = None,
         chain: bool = False,
+        glance: Glance | None = None,
     ) -> Scores:
         """Run over committed tokens that the cache lacks, and a draft tree.
 
@@ -155,6 +162,7 @@ class CachedModel:
             behind: the most tokens that the cache lacks once it has seen the rows: shapes then do not depend on
                 them. None looks.
             chain: whether every row of the tree is known to be a chain.
+            glance: takes states while the forward goes on.
         """
         nodes_BN, parents_BN = nodes or (tokens_BS[:, :0], tokens_BS[:, :0])
         self._hanging = Hanging(lengths_B, nodes_BN, parents_BN, chain)
@@ -163,17 +171,21 @@ class CachedModel:
         self.memory.lengths.copy_(self.memory.common(tokens_BS, lengths_B))
         # The last committed token is always fed: its logits are wanted.
         held_B = torch.minimum(self.memory.lengths, lengths_B - 1)
-        scores = self._forward(self._feed(tokens_BS, held_B, 0, behind or 0), nodes_BN.shape[1] + 1, taps)
+        what = self._feed(tokens_BS, held_B, 0, behind or 0)
+        scores = self._forward(what, nodes_BN.shape[1] + 1, taps, glance)
         if self._owns:
             self.memory.hold(tokens_BS, lengths_B)
         self.memory.follows = True
         return scores
 
-    def grow(self, tokens_BW: Tensor, parents_BW: Tensor) -> Tensor:
-        """Add nodes to the tree of the last ``advance``; parents count from its first node. Logits [B, W, V]."""
+    def grow(self, tokens_BW: Tensor, parents_BW: Tensor, chain: bool = False) -> Tensor:
+        """Add nodes to the tree of the last ``advance``; parents count from its first node. Logits [B, W, V].
+
+        ``chain`` says that they go on with its last node, one behind the other.
+        """
         if self._hanging is None:
             raise RuntimeError("grow comes after advance")
-        fed, self._hanging = self._hanging.size, self._hanging.more(tokens_BW, parents_BW)
+        fed, self._hanging = self._hanging.size, self._hanging.more(tokens_BW, parents_BW, chain)
         what = self._feed(self.memory.tokens[:, :0], self._hanging.lengths, fed, 0)
         return self._forward(what, tokens_BW.shape[1]).logits
 
@@ -201,10 +213,10 @@ class CachedModel:
             extent = Extent(behind, self.memory.tokens.shape[1] + hanging.size)
         return feed(tokens_BS, held_B, hanging, fed, extent, brief=self._static and self.network.brief)
 
-    def _forward(self, what: Feed, keep: int, taps: tuple[Tap, ...] = ()) -> Scores:
+    def _forward(self, what: Feed, keep: int, taps: tuple[Tap, ...] = (), glance: Glance | None = None) -> Scores:
         self.memory.cache.grow(what.span)
         window = what.window(self.memory.cache)
-        logits, states = self.network(what.tokens, what.positions, window, keep, taps)
+        logits, states = self.network(what.tokens, what.positions, window, keep, taps, glance)
         if len(window.written) != self.network.depth:
             raise ValueError(
                 f"{type(self.network.module).__name__} has layers that do not use transformers' attention "

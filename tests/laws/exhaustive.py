@@ -110,7 +110,7 @@ class TableModel:
         nodes_BNV = torch.where((nodes[1] == tree.PAD)[..., None], only, self.grow(*nodes))
         return Scores(torch.cat([root_B1V, nodes_BNV], 1))
 
-    def grow(self, tokens_BW, parents_BW):
+    def grow(self, tokens_BW, parents_BW, chain=False):
         self.tokens_BM = torch.cat([self.tokens_BM, tokens_BW], 1)
         above_BW = self.tokens_BM.gather(1, parents_BW.clamp(min=-1) + 1)
         return self.table[above_BW, tokens_BW]

@@ -10,7 +10,7 @@ from families import FAMILIES, VOCABULARY, plain_logits, random_prompt
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from drafters.rollout import chain, top_k_tree
+from drafters.rollout import Roots, chain, top_k_tree
 from specdec import Context, Draft, Sampling
 from specdec.noise import Still
 from specdec.runtime import load
@@ -67,7 +67,8 @@ def test_top_k_tree(name: str, nodes: int) -> None:
     model = load(module).model
     model.begin(len(ROWS), 32)
     for rows in (ROWS, [[*row, 5] for row in ROWS]):  # the second time the cache holds most of it
-        draft = top_k_tree(model, context(rows), depth=4, width=3, nodes=nodes, vocabulary=VOCABULARY)
+        roots = Roots.committed(model, context(rows), VOCABULARY, behind=5)
+        draft = top_k_tree(model, roots, depth=4, width=3, nodes=nodes, vocabulary=VOCABULARY)
         assert draft.laws is None
         for b, row in enumerate(rows):
             drafted = paths(draft, b)
@@ -80,7 +81,8 @@ def test_chain(name: str) -> None:
     module = FAMILIES[name]()
     model = load(module).model
     model.begin(len(ROWS), 32)
-    draft = chain(model, context(ROWS), Still(), length=5, vocabulary=VOCABULARY)
+    roots = Roots.committed(model, context(ROWS), VOCABULARY, behind=2, chain=True)
+    draft = chain(model, roots, Still(), length=5, vocabulary=VOCABULARY)
     assert draft.is_chain
     for b, row in enumerate(ROWS):
         assert set(paths(draft, b)) == plain_tree(module, row, depth=5, width=1, nodes=5)

@@ -1,0 +1,62 @@
+"""The target's early exit: what it would say if it ended after a part of its layers.
+
+B rows, N draft nodes, M = N + 1 (the last committed token, then the nodes), W tokens of one forward, K candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from specdec.hypotheses import Candidates
+from specdec.runtime import CachedModel
+from specdec.runtime.readout import Glance
+from specdec.sampling import Sampling
+from specdec.types import Draft
+
+Hint = Callable[[Candidates], None]
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The likeliest next tokens by the target's own norm and head on the state behind a layer.
+
+    The token channel of Mirror Speculative Decoding (arXiv 2510.13161): ids and log-probabilities of the top tokens
+    at every position of the window leave while the layers behind still run.
+
+    Attributes:
+        layer: how many layers to run; None is half of them.
+        top: K, tokens per position.
+        translator: maps states [..., hidden] from there to what the last layer would say; None is the identity.
+    """
+
+    layer: int | None = None
+    top: int = 8
+    translator: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise ValueError(f"an early exit must name at least 1 token per position, not {self.top}")
+
+    def of(self, model: CachedModel) -> int:
+        """The layer in a model. Raises ValueError where it has no such layer, or fewer tokens than ``top``."""
+        depth = model.network.depth
+        layer = depth // 2 if self.layer is None else self.layer
+        if not 0 < layer < depth:
+            raise ValueError(f"the early exit must be after layer 1 to {depth - 1} of this target, not {layer}")
+        if self.top > model.vocab_size:
+            raise ValueError(f"the target has {model.vocab_size} tokens: an early exit cannot name {self.top}")
+        return layer
+
+    def glance(self, model: CachedModel, draft: Draft, sampling: Sampling, hint: Hint) -> Glance:
+        """What is to be done with the state as soon as it is there: read it out, and let the hint leave."""
+
+        def take(state_BWX: Tensor) -> None:
+            state_BMX = state_BWX[:, -(draft.size + 1) :]
+            if self.translator is not None:
+                state_BMX = self.translator(state_BMX)
+            hint(Candidates.top(sampling.soft(model.network.read_out(state_BMX)), draft, self.top))
+
+        return Glance(self.of(model), take)

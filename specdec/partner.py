@@ -1,0 +1,172 @@
+"""The target's side of a pipeline: what the loop knows of a drafter that works on its own.
+
+B rows, J tokens that the drafter does not have yet.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specdec import tree
+from specdec.hypotheses import Candidates
+from specdec.messages import Early, Message, Opening, Outcome, Ready, Window, moved
+from specdec.sequences import Sequences
+from specdec.trace import Trace
+from specdec.types import Draft, Verdict
+
+
+class Link(Protocol):
+    """A connection to a drafter's side."""
+
+    def send(self, message: Message) -> None:
+        """Let a message go. Raises ConnectionError where the other side is gone."""
+        ...
+
+    def receive(self, timeout: float | None) -> Message | None:
+        """The next message, None if none comes within so many seconds; None waits without end.
+
+        Raises:
+            ConnectionError: the other side is gone.
+        """
+        ...
+
+    def revive(self) -> bool:
+        """Try to connect again, without waiting; whether that worked."""
+        ...
+
+
+class Partner:
+    """Talks to a drafter's side for the loop. Whatever goes wrong there costs rounds without a draft.
+
+    Args:
+        link: to the other side.
+        trace: takes hits, spans and faults.
+        patience: seconds to wait for a draft before a round goes without.
+
+    Raises:
+        ValueError: a patience that is not above 0.
+    """
+
+    def __init__(self, link: Link, trace: Trace, patience: float = 1.0) -> None:
+        if patience <= 0:
+            raise ValueError(f"patience must be above 0 seconds, not {patience}")
+        self._link, self._trace, self._patience = link, trace, patience
+        self._gone = False
+        # Whether it answered last time. Who is behind is not waited for, else every round would take so long.
+        self._in_step = True
+
+    def open(self, opening: Opening, device: torch.device) -> None:
+        """Begin a generation. Raises ValueError if the drafter does not fit the target."""
+        self._opening, self._device, self._round = opening, device, opening.round
+        self._before = self._known = opening.lengths
+        try:
+            self._link.send(opening)
+            ready = self._receive(Ready, None)
+        except ConnectionError as error:
+            self._lost(error)
+            return
+        if isinstance(ready, Ready) and ready.refusal:
+            raise ValueError(ready.refusal)
+
+    def hint(self, candidates: Candidates) -> None:
+        """What the target's early exit says, while its last layers still run."""
+        self._send(Early(self._opening.generation, self._round, candidates))
+
+    def settle(self, seq: Sequences, verdict: Verdict) -> Draft:
+        """Tell what has come true, and get the next draft; an empty one where there is none in time."""
+        if self._gone:
+            self._take_back(seq)
+        else:
+            self._send(self._outcome(seq, verdict))
+        with self._trace.span("rendezvous"):
+            window = None if self._gone else self._window()
+        self._round, self._before = self._round + 1, seq.lengths
+        if window is None:
+            self._trace.handover([False] * len(seq.lengths))
+            return Draft.empty(seq.lengths)
+        self._known = seq.lengths
+        self._trace.faults.update(window.faults)
+        self._trace.handover(window.hit.tolist(), window.branches, window.spans)
+        return window.draft
+
+    def _outcome(self, seq: Sequences, verdict: Verdict) -> Outcome:
+        return Outcome(
+            generation=self._opening.generation,
+            round=self._round,
+            since=self._known,
+            tokens=behind(seq, self._known),
+            before=self._before,
+            lengths=seq.lengths,
+            nodes=end_of(verdict),
+            ended=seq.ended,
+        )
+
+    def _window(self) -> Window | None:
+        try:
+            window = self._receive(Window, self._patience if self._in_step else 0.0)
+        except ConnectionError as error:
+            self._lost(error)
+            return None
+        if isinstance(window, Window):
+            return window
+        self._trace.fault("no draft in time")
+        return None
+
+    def _receive(self, kind: type, patience: float | None) -> Message | None:
+        """The next message of a kind that is for now; None after ``patience`` seconds."""
+        deadline = None if patience is None else time.perf_counter() + patience
+        self._in_step = patience is None
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.perf_counter())
+            message = self._link.receive(left)
+            if message is None:
+                return None
+            if self._is_for_now(message, kind):
+                self._in_step = True
+                return moved(message, self._device)
+
+    def _is_for_now(self, message: Message, kind: type) -> bool:
+        if not isinstance(message, Ready | Window) or message.generation != self._opening.generation:
+            return False
+        if isinstance(message, Ready):
+            self._in_step |= not message.refusal
+            return kind is Ready
+        # Who answers the round before has caught up, and is waited for again.
+        self._in_step |= message.round >= self._round - 1
+        return kind is Window and message.round == self._round
+
+    def _send(self, message: Message) -> None:
+        if not self._gone:
+            try:
+                self._link.send(message)
+            except ConnectionError as error:
+                self._lost(error)
+
+    def _lost(self, error: ConnectionError) -> None:
+        self._gone = True
+        self._trace.fault(f"is gone: {error}")
+
+    def _take_back(self, seq: Sequences) -> None:
+        """A drafter that has come back reads the rows anew; it is waited for when it has answered once."""
+        if self._link.revive():
+            self._gone, self._in_step, self._known = False, False, seq.lengths
+            self._send(replace(self._opening, round=self._round + 1, tokens=seq.tokens, lengths=seq.lengths))
+
+
+def behind(seq: Sequences, known_B: Tensor) -> Tensor:
+    """int64 [B, J]: the committed tokens of each row behind the first ``known_B``, then padding (anything)."""
+    index_J = torch.arange(int((seq.lengths - known_B).max()), device=known_B.device)
+    return seq.tokens.gather(1, (known_B[:, None] + index_J).clamp(max=seq.tokens.shape[1] - 1))
+
+
+def end_of(verdict: Verdict) -> Tensor:
+    """int64 [B]: the last accepted node, ``tree.ROOT`` where none was."""
+    if verdict.path.shape[1] == 0:
+        return torch.full_like(verdict.accepted, tree.ROOT)
+    end_B = verdict.path.gather(1, (verdict.accepted - 1).clamp(min=0)[:, None])[:, 0]
+    return torch.where(verdict.accepted > 0, end_B, tree.ROOT)

@@ -1,0 +1,233 @@
+"""The drafter's side of a pipeline: it follows the rows, prepares for outcomes, and answers when one has come true.
+
+B rows, M = N + 1 places of a window, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from specdec.book import Book, either
+from specdec.guard import Guarded
+from specdec.hypotheses import Candidates
+from specdec.messages import Early, Message, Opening, Outcome, Ready, Window
+from specdec.noise import Noise, Still
+from specdec.protocols import Drafter, Forecast, Verifier
+from specdec.runtime import CachedModel
+from specdec.sequences import Sequences
+from specdec.trace import Trace
+from specdec.types import Draft
+
+
+@dataclass(frozen=True)
+class Absent:
+    """What a drafter may know of a target that works elsewhere.
+
+    Attributes:
+        vocab_size: V.
+        device: where drafts are made.
+        tokenizer: the target's, None where it is unknown.
+        model: the target's network with a cache of its own, for drafters that run its layers; None where it is
+            out of reach.
+    """
+
+    vocab_size: int
+    device: torch.device
+    tokenizer: Any = None
+    model: CachedModel | None = None
+
+
+@dataclass
+class Desk:
+    """What the drafter works on in one generation: the rows, their window, and what is known of its future."""
+
+    generation: int
+    round: int
+    seq: Sequences
+    noise: Noise
+    window: Draft
+    own: Tensor | None = None
+    book: Book | None = None
+    settled: int = -1
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+
+
+class DraftWorker:
+    """Answers messages. Nothing it does, fails to do or does twice can change a token.
+
+    Args:
+        drafter: proposes tokens. Without ``look`` and ``branch`` nothing is prepared, and it drafts when asked.
+        forecast: which outcomes to prepare for.
+        target: what is known of the target; None asks nothing but the width of its vocabulary.
+        device: where the rows are kept.
+    """
+
+    def __init__(
+        self, drafter: Drafter, forecast: Forecast, device: torch.device, target: Absent | None = None
+    ) -> None:
+        self._forecast, self._target, self._device = forecast, target, device
+        self._trace = Trace()
+        self._drafter, self._guarded = drafter, Guarded(drafter, self._trace)
+        self._desk: Desk | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are kept."""
+        return self._device
+
+    def serve(self, messages: list[Message], answer: Callable[[Message], None]) -> None:
+        """Take messages that have come in, and then work ahead. What a later message overtakes is left out."""
+        for message in overtaken(messages):
+            reply = self.handle(message)
+            if reply is not None:
+                answer(reply)
+        self.ahead()
+
+    def handle(self, message: Message) -> Ready | Window | None:
+        """Take a message; what there is to answer."""
+        if isinstance(message, Opening):
+            return self.open(message)
+        if isinstance(message, Early):
+            self.early(message)
+        return self.settle(message) if isinstance(message, Outcome) else None
+
+    @torch.inference_mode()
+    def open(self, opening: Opening) -> Ready:
+        """Read the rows. A drafter that does not fit says why."""
+        seq = rows_of(opening, self._device)
+        target = self._target or Absent(opening.vocab_size, self._device)
+        try:
+            self._guarded.begin(cast(Verifier, target), seq)
+        except ValueError as error:
+            return Ready(opening.generation, str(error))
+        self._desk = Desk(
+            opening.generation, opening.round, seq, noise_of(opening, self._device), Draft.empty(seq.lengths)
+        )
+        return Ready(opening.generation)
+
+    @torch.inference_mode()
+    def ahead(self) -> None:
+        """Work that needs no message: read the window, and prepare where the drafter itself is asked."""
+        desk = self._desk
+        if desk is None or desk.own is not None or not hasattr(self._drafter, "branch"):
+            return
+        with self._caring(desk, "look"):
+            desk.own = self._branching.look(desk.seq.context(), desk.window)
+        if self._forecast.exit is None:
+            self._prepare(desk, None)
+
+    @torch.inference_mode()
+    def early(self, message: Early) -> None:
+        """Prepare for what the target's early exit makes likely."""
+        desk = self._desk
+        if desk is not None and (message.generation, message.round) == (desk.generation, desk.round):
+            self._prepare(desk, message.candidates)
+
+    @torch.inference_mode()
+    def settle(self, outcome: Outcome) -> Window | None:
+        """Turn to what has come true: the prepared draft, or a fresh one. None for what is settled already."""
+        desk = self._desk
+        if desk is None or outcome.generation != desk.generation or outcome.round <= desk.settled:
+            return None
+        prepared, hit_B = self._look_up(desk, outcome)
+        desk.seq = followed(desk.seq, outcome)
+        desk.settled, desk.round, desk.own, desk.book = outcome.round, outcome.round + 1, None, None
+        hit_B = hit_B & ~outcome.ended
+        fresh = Draft.empty(desk.seq.lengths)
+        if not bool((hit_B | outcome.ended).all()):
+            with self._spanning(desk, "draft"):
+                fresh = self._guarded.draft(desk.seq.context(), desk.noise)
+        desk.window = either(hit_B, prepared, fresh)
+        return self._answer(desk, hit_B, prepared)
+
+    def _look_up(self, desk: Desk, outcome: Outcome) -> tuple[Draft, Tensor]:
+        if desk.book is None:
+            return Draft.empty(outcome.lengths), torch.zeros_like(outcome.ended)
+        last_B = (outcome.lengths - outcome.since - 1).clamp(min=0)
+        token_B = outcome.tokens.gather(1, last_B[:, None])[:, 0]
+        return desk.book.look_up(outcome.before, outcome.nodes, token_B)
+
+    def _prepare(self, desk: Desk, early: Candidates | None) -> None:
+        if desk.own is None or desk.book is not None:
+            return
+        context = desk.seq.context()
+        with self._caring(desk, "branch"):
+            outcomes = self._forecast(desk.window, desk.own, early)
+            drafts = self._branching.branch(context, desk.window, outcomes, desk.noise)
+            desk.book = Book(desk.seq.lengths, outcomes, drafts)
+
+    def _answer(self, desk: Desk, hit_B: Tensor, prepared: Draft) -> Window:
+        spans, desk.spans = tuple(desk.spans), []
+        faults = tuple(self._trace.faults.elements())
+        self._trace.faults.clear()
+        branches = len(prepared.base)
+        return Window(desk.generation, desk.round - 1, desk.window, hit_B, branches, spans, faults)
+
+    @property
+    def _branching(self) -> Any:
+        return self._drafter
+
+    @contextmanager
+    def _spanning(self, desk: Desk, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            desk.spans.append((what, start, time.perf_counter()))
+
+    @contextmanager
+    def _caring(self, desk: Desk, what: str) -> Iterator[None]:
+        """What fails here costs the prepared drafts of a round."""
+        try:
+            with self._spanning(desk, what):
+                yield
+        except Exception as error:  # whatever a drafter raises, the next outcome is answered
+            self._guarded.failed(error)
+
+
+def overtaken(messages: list[Message]) -> list[Message]:
+    """The messages without those that a later outcome or opening makes pointless."""
+    ends = [index for index, message in enumerate(messages) if isinstance(message, Outcome | Opening)]
+    last = ends[-1] if ends else 0
+    opening = max((index for index in ends if isinstance(messages[index], Opening)), default=last)
+    return [message for index, message in enumerate(messages) if index >= last or index == opening]
+
+
+def rows_of(opening: Opening, device: torch.device) -> Sequences:
+    """The rows as the drafter keeps them."""
+    lengths_B = opening.lengths.to(device)
+    return Sequences(
+        tokens=opening.tokens.to(device),
+        lengths=lengths_B,
+        prompts=opening.prompts.to(device),
+        limits=opening.limits.to(device),
+        ended=torch.zeros_like(lengths_B, dtype=torch.bool),
+        stop=lengths_B[:0],
+        sampling=opening.sampling,
+    )
+
+
+def noise_of(opening: Opening, device: torch.device) -> Noise:
+    """The noise of the generation, the same numbers as the target's side has."""
+    if opening.sampling.greedy:
+        return Still()
+    rows, slots = opening.tokens.shape
+    return Noise(opening.seed, torch.arange(rows, device=device), slots + 1, opening.coupled)
+
+
+def followed(seq: Sequences, outcome: Outcome) -> Sequences:
+    """The rows after an outcome."""
+    index_J = torch.arange(outcome.tokens.shape[1], device=seq.lengths.device)
+    where_BJ = outcome.since[:, None] + index_J
+    new_BJ = where_BJ < outcome.lengths[:, None]
+    # Slots that commit nothing rewrite the row's first token by itself.
+    tokens_BJ = torch.where(new_BJ, outcome.tokens, seq.tokens[:, :1])
+    tokens_BS = seq.tokens.scatter(1, torch.where(new_BJ, where_BJ, 0), tokens_BJ)
+    return replace(seq, tokens=tokens_BS, lengths=outcome.lengths, ended=outcome.ended)
