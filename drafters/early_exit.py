@@ -46,7 +46,9 @@ class EarlyExitDrafter:
         return self.shape.size
 
     def begin(self, target: Verifier, seq: Sequences) -> None:
-        """Take a view of the target's first layers."""
+        """Take a view of the target's first layers. Raises ValueError where it has none within reach."""
+        if target.model is None:
+            raise ValueError("the target's layers are out of this drafter's reach: take one with its own model")
         layers = target.model.network.depth // 2 if self.exit_layer is None else self.exit_layer
         self.model = target.model.early_exit(layers)
         self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)

@@ -105,8 +105,8 @@ class Shape:
     def behind(self) -> int:
         """Committed tokens that the model lacks at most when it is asked again.
 
-        Of its own last chain it has not read the last token, and of the target's round the correction. Of a tree only
-        the first chain of nodes lies where committed tokens do.
+        Of its own last chain it has not read the last token, and of the target's round the correction. Of a tree
+        only the first chain of nodes lies where committed tokens do.
         """
         return 2 if self.width == 1 else self.length + 1
 

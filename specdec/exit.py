@@ -23,8 +23,8 @@ Hint = Callable[[Candidates], None]
 class Exit:
     """The likeliest next tokens by the target's own norm and head on the state behind a layer.
 
-    The token channel of Mirror Speculative Decoding (arXiv 2510.13161): ids and log-probabilities of the top tokens
-    at every position of the window leave while the layers behind still run.
+    The token channel of Mirror Speculative Decoding (arXiv 2510.13161): ids and log-probabilities of the top
+    tokens at every position of the window leave while the layers behind still run.
 
     Attributes:
         layer: how many layers to run; None is half of them.

@@ -92,9 +92,9 @@ def pipelined(
 ) -> Sequences:
     """Draft the next window while this one is verified, for every outcome that a forecast makes likely.
 
-    Mirror Speculative Decoding (arXiv 2510.13161), SSD (arXiv 2603.03251) and PEARL (arXiv 2408.11850) differ in the
-    forecast alone. Rows whose outcome was prepared go on with that draft, the others wait for a fresh one: both are
-    the draft that ``serial`` would make.
+    Mirror Speculative Decoding (arXiv 2510.13161), SSD (arXiv 2603.03251) and PEARL (arXiv 2408.11850) differ in
+    the forecast alone. Rows whose outcome was prepared go on with that draft, the others wait for a fresh one: the
+    draft that ``serial`` would make, either way.
     """
     draft = Draft.empty(seq.lengths)
     while not trace.done:

@@ -19,7 +19,6 @@ from specdec.runtime.replay import Replay
 from specdec.sequences import Sequences
 from specdec.types import Advice, Context, Draft, Tap, Verdict
 
-
 if TYPE_CHECKING:
     from specdec.partner import Link
 
@@ -65,7 +64,11 @@ class Verifier(Protocol):
         ...
 
     def begin(self, seq: Sequences, wants: tuple[Tap, ...] = (), exit: Exit | None = None) -> None:
-        """A new generation starts. Raises ValueError where the target cannot hold these rows, or has no such exit."""
+        """A new generation starts.
+
+        Raises:
+            ValueError: the target cannot hold these rows, or has no such exit.
+        """
         ...
 
     def score(self, seq: Sequences, draft: Draft, hint: Hint | None = None) -> Evidence:

@@ -1,4 +1,4 @@
-"""The drafter's side of a pipeline: it follows the rows, prepares for outcomes, and answers when one has come true.
+"""The drafter's side of a pipeline: it follows the rows, prepares for outcomes, answers when one has come true.
 
 B rows, M = N + 1 places of a window, V vocabulary.
 """

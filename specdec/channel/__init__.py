@@ -1,6 +1,7 @@
 """How the two sides of a pipeline talk."""
 
 from specdec.channel.inline import Inline
+from specdec.channel.process import Process
 from specdec.channel.thread import Thread
 
-__all__ = ["Inline", "Thread"]
+__all__ = ["Inline", "Process", "Thread"]

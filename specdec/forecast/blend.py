@@ -44,7 +44,7 @@ class Blend:
             raise ValueError(f"weight must be from 0 to 1, not {self.weight}")
 
     def __call__(self, window: Draft, own_BMV: Tensor, early: Candidates | None) -> Hypotheses:
-        """The early message and own log-probabilities [B, M, V] to outcomes. Raises ValueError without a message."""
+        """The early message and own log-probabilities [B, M, V] to outcomes. Raises ValueError without the one."""
         early = spoken(early)
         own = Candidates.top(own_BMV, window, self.top)
         same_BMKK = own.tokens[..., None] == early.tokens[:, :, None]

@@ -8,7 +8,7 @@ from math import ceil, inf
 from specdec.planner.checks import check_cost, check_count
 from specdec.planner.curve import Curve
 
-_ROUNDING = 1e-9  # 7 / 0.7 must be 10 steps
+_ROUNDING = 1e-9  # 21 tokens at 1.4 a step are 15 steps; their floating-point ratio is above 15
 
 
 @dataclass(frozen=True)

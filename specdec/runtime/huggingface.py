@@ -51,7 +51,7 @@ class Network:
         refuse_unsupported(module)
         self.module = module.eval()
         self.config = module.config.get_text_config()
-        self._configs = {id(config): config for config in (module.config, self.config)}.values()
+        self._configs = tuple({id(config): config for config in (module.config, self.config)}.values())
         self._layers = layer_list(module, self.config.num_hidden_layers)[1]
         self.lean: LeanNetwork | None = None
         # Whether attention takes a ``Sight`` in place of a mask: where our kernels run.
@@ -151,7 +151,7 @@ class Network:
         twin = copy.copy(self)
         twin.module = copy.deepcopy(self.module, shared)
         twin.config = twin.module.config.get_text_config()
-        twin._configs = {id(config): config for config in (twin.module.config, twin.config)}.values()
+        twin._configs = tuple({id(config): config for config in (twin.module.config, twin.config)}.values())
         twin._layers = layer_list(twin.module, twin.config.num_hidden_layers)[1]
         return twin
 

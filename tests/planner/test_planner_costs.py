@@ -53,8 +53,8 @@ def test_costs():
     assert costs.verify(3) == 5.6
     assert costs.prefix(3, 0.75) == pytest.approx(4.2)
     assert costs.prefix(3, 0.75) + costs.suffix(3, 0.75) == pytest.approx(5.6)
-    # 7 tokens at 1.4 each are 5 steps, and 8 tokens are 6; both in spite of rounding
-    assert (costs.draft(7), costs.draft(8), costs.draft(0)) == pytest.approx((5.0, 6.0, 0.0))
+    assert [costs.draft(tokens) for tokens in (0, 1, 7, 8)] == pytest.approx([0.0, 1.0, 5.0, 6.0])
+    assert costs.draft(21) == pytest.approx(15.0) and 21 / 1.4 > 15  # rounding costs no step
     assert costs.draft(7, branches=8) == pytest.approx(8.5)
 
 

@@ -19,7 +19,7 @@ CURVES = {
     "iid": (Acceptance.iid(0.7), lambda count: [0.7] * count),
     "measured": (Acceptance(MEASURED), lambda count: MEASURED[:count]),
 }
-HITS = (0.3, 0.5, 0.8, 0.9, 0.95)
+HITS = (0.1, 0.4, 0.8, 0.9, 0.95)
 
 
 @pytest.fixture(params=CURVES)
@@ -140,9 +140,9 @@ WRONG = {
         played_mirror,
         lambda iid: enumeration(costs(final=0.4), iid, 4, Branching(16, HITS)),
     ),
-    "acceptance off by a hundredth": (
+    "acceptance off by two hundredths": (
         played_mirror,
-        lambda iid: mirror(costs(early=0.1, final=0.3), Acceptance.iid(0.71), 4, Branching(16, HITS, 0.5)),
+        lambda iid: mirror(costs(early=0.1, final=0.3), Acceptance.iid(0.72), 4, Branching(16, HITS, 0.5)),
     ),
 }
 

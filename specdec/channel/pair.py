@@ -1,0 +1,110 @@
+"""Two processes that send each other messages, by torch.distributed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from datetime import timedelta
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from specdec.channel.wire import decode, encode
+from specdec.messages import Message
+
+log = logging.getLogger(__name__)
+
+TARGET, DRAFTER = 0, 1
+FOREVER = timedelta(days=30)  # that nothing is said for a while is no fault
+MEETING = timedelta(seconds=60)
+
+
+class Pair:
+    """One side of a connection over gloo.
+
+    Args:
+        store: where both sides meet.
+        name: of this meeting; a drafter that comes back meets under another.
+        rank: ``TARGET`` or ``DRAFTER``.
+        host: address of this side's network interface.
+
+    Raises:
+        ConnectionError: the other side does not come.
+    """
+
+    def __init__(self, store: distributed.Store, name: str, rank: int, host: str) -> None:
+        options: Any = distributed.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._devices = [distributed.ProcessGroupGloo.create_device(hostname=host)]  # type: ignore[attr-defined]
+        options._timeout = MEETING
+        try:
+            self._group = distributed.ProcessGroupGloo(distributed.PrefixStore(name, store), rank, 2, options)
+        except RuntimeError as error:
+            raise ConnectionError(f"the other side did not come: {error}") from error
+        self._group._set_default_timeout(FOREVER)  # type: ignore[attr-defined]
+        self._other = 1 - rank
+        self._heard: SimpleQueue[Message | None] = SimpleQueue()
+        self._end = ""
+        threading.Thread(target=self._listen, name="listener", daemon=True).start()
+
+    def send(self, message: Message) -> None:
+        """Let a message go. Raises ConnectionError where the other side is gone."""
+        content = torch.frombuffer(bytearray(encode(message)), dtype=torch.uint8)
+        self.send_bytes(content)
+
+    def send_bytes(self, content: Tensor) -> None:
+        """Let uint8 [size] go, whatever it is."""
+        try:
+            self._group.send([torch.tensor([len(content)])], self._other, 0).wait()
+            self._group.send([content], self._other, 0).wait()
+        except RuntimeError as error:
+            raise ConnectionError(short(error)) from error
+
+    @property
+    def ended(self) -> bool:
+        """Whether the other side is gone."""
+        return bool(self._end)
+
+    def receive(self, timeout: float | None) -> Message | None:
+        """The next message, None if there is none in so many seconds. Raises ConnectionError at the end."""
+        try:
+            message = self._heard.get(timeout=timeout) if timeout != 0 else self._heard.get_nowait()
+        except Empty:
+            return None
+        if message is None:
+            self._heard.put(None)
+            raise ConnectionError(self._end)
+        return message
+
+    def waiting(self) -> list[Message]:
+        """All messages that are there, at least one. Raises ConnectionError at the end."""
+        messages = [self.receive(None)]
+        while not self._heard.empty():
+            messages.append(self.receive(None))
+        return [message for message in messages if message is not None]
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                content = self._receive_bytes()
+                try:
+                    self._heard.put(decode(content))
+                except ValueError as error:  # what it was about is settled without it
+                    log.warning("%s", error)
+        except RuntimeError as error:
+            self._end = short(error)
+        finally:
+            self._heard.put(None)
+
+    def _receive_bytes(self) -> bytes:
+        size = torch.empty(1, dtype=torch.int64)
+        self._group.recv([size], self._other, 0).wait()
+        content = torch.empty(int(size), dtype=torch.uint8)
+        self._group.recv([content], self._other, 0).wait()
+        return content.numpy().tobytes()
+
+
+def short(error: Exception) -> str:
+    """The first sentence of an error of gloo, without the place in its source."""
+    return str(error).rpartition("]")[2].split(". ")[0].strip() or str(error).partition("] ")[2].split(". ")[0]

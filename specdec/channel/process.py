@@ -1,0 +1,162 @@
+"""The drafter's side in a process of its own: another device, or another machine."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import distributed
+
+from specdec.channel.pair import TARGET, Pair
+from specdec.channel.serve import ARRIVALS, PREFACE, Assembly
+from specdec.messages import Closing, Message
+from specdec.partner import Link
+from specdec.protocols import Drafter, Forecast, Verifier
+
+log = logging.getLogger(__name__)
+
+RESTARTS = 3  # of a drafter that dies again and again
+
+
+class Process:
+    """The drafter works in another process, over ``torch.distributed`` (gloo).
+
+    It is started when it is first needed, and again when it dies; it ends with ``close`` or with this process.
+
+    Args:
+        patience: seconds to wait for a draft before a round goes without.
+        address: "host:port" at which a drafter is awaited that somebody else starts (``specdec.channel.serve``),
+            on this machine or another; None starts one here.
+        meeting: seconds to wait for the drafter to come.
+    """
+
+    def __init__(self, patience: float = 1.0, address: str | None = None, meeting: float = 120.0) -> None:
+        self.patience, self._address, self._meeting = patience, address, meeting
+        self._held: tuple[object, object, object] | None = None
+        self._link: ProcessLink | None = None
+
+    @contextmanager
+    def link(
+        self, drafter: Drafter | Callable[[], Drafter], forecast: Forecast, verifier: Verifier
+    ) -> Iterator[Link]:
+        """A connection for one generation; the process stays for the next.
+
+        A function that makes the drafter is called over there; a drafter is sent there, with its weights.
+        """
+        if self._link is None or self._held != (drafter, forecast, verifier):
+            self.close()
+            assembly = None if self._address else Assembly.of(drafter, forecast, verifier)
+            self._link = ProcessLink(assembly, self._address or "127.0.0.1:0", self._meeting)
+            self._held = (drafter, forecast, verifier)
+        yield self._link
+
+    def close(self) -> None:
+        """End the drafter's process."""
+        if self._link is not None:
+            self._link.close()
+        self._link = self._held = None
+
+
+class ProcessLink:
+    """A connection that can be made again.
+
+    Args:
+        assembly: what to start the drafter with; None waits for one.
+        address: "host:port" of this side; port 0 is any.
+        meeting: seconds to wait for the drafter to come.
+    """
+
+    def __init__(self, assembly: Assembly | None, address: str, meeting: float) -> None:
+        self._host, _, port = address.rpartition(":")
+        self._store = distributed.TCPStore(self._host, int(port), is_master=True, wait_for_workers=False)
+        self._assembly, self._restarts, self._met = assembly, 0, 0
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pair: Pair | None = None
+        self._meet()
+        self._meeting_thread.join(meeting)
+
+    def send(self, message: Message) -> None:
+        """Let a message go. Raises ConnectionError where the drafter is gone."""
+        self._connected.send(message)
+
+    def receive(self, timeout: float | None) -> Message | None:
+        """The next answer. Raises ConnectionError where the drafter is gone."""
+        return self._connected.receive(timeout)
+
+    def revive(self) -> bool:
+        """Whether the drafter is back; one that this side has started is started again."""
+        if self._meeting_thread.is_alive():
+            return False
+        if self._pair is not None and not self._pair.ended:
+            return True
+        if self._assembly is None or self._restarts < RESTARTS:
+            self._restarts += 1
+            self._meet()
+        return False
+
+    def close(self) -> None:
+        """End the drafter's process."""
+        if self._pair is not None and not self._pair.ended:
+            try:
+                self._pair.send(Closing())
+            except ConnectionError:
+                log.debug("the drafter had ended")
+        if self._child is not None:
+            end(self._child)
+
+    @property
+    def _connected(self) -> Pair:
+        if self._pair is None:
+            raise ConnectionError("the drafter's process has not come")
+        return self._pair
+
+    def _meet(self) -> None:
+        """Start a drafter if that is ours to do, and wait for it without waiting."""
+        self._pair = None
+        if self._assembly is not None:
+            if self._child is not None:
+                end(self._child)
+            self._child = started(self._assembly, self._host, self._store.port)
+            weakref.finalize(self, end, self._child)
+        self._meeting_thread = threading.Thread(target=self._await, name="meeting", daemon=True)
+        self._meeting_thread.start()
+
+    def _await(self) -> None:
+        while (arrived := self._store.add(ARRIVALS, 0)) <= self._met:
+            if self._child is not None and self._child.poll() is not None:
+                return
+            threading.Event().wait(0.02)
+        self._met = arrived
+        try:
+            self._pair = Pair(self._store, str(arrived), TARGET, self._host)
+        except ConnectionError as error:
+            log.warning("%s", error)
+
+
+def started(assembly: Assembly, host: str, port: int) -> subprocess.Popen[bytes]:
+    """A process that serves a drafter; Ctrl-C does not reach it, it ends when its connection does."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", PREFACE.format(path=sys.path, host=host, port=port)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    stream: Any = child.stdin
+    with stream:
+        pickle.dump(assembly, stream)
+    return child
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """End a process: it has a second to do so by itself."""
+    try:
+        child.wait(1.0)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

@@ -1,0 +1,90 @@
+"""Messages as bytes: tensors by safetensors, all else as JSON beside them, nothing that could run code."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from specdec.hypotheses import Candidates
+from specdec.messages import VERSION, Closing, Early, Message, Opening, Outcome, Ready, Window
+from specdec.sampling import Sampling
+from specdec.types import Draft
+
+KINDS: dict[str, type] = {
+    kind.__name__: kind for kind in (Opening, Ready, Early, Outcome, Window, Closing, Candidates, Draft, Sampling)
+}
+
+
+def encode(message: Message) -> bytes:
+    """A message as bytes."""
+    tensors: list[Tensor] = []
+    body = {"version": VERSION, "message": pack(message, tensors)}
+    # Copies: safetensors takes no two names for one memory.
+    named = {
+        str(index): tensor.cpu().clone(memory_format=torch.contiguous_format)
+        for index, tensor in enumerate(tensors)
+    }
+    return save(named, metadata={"specdec": json.dumps(body)})
+
+
+def decode(content: bytes) -> Message:
+    """The message that was encoded.
+
+    Raises:
+        ValueError: it was cut short, is none, or is of another version.
+    """
+    try:
+        size = struct.unpack("<Q", content[:8])[0]
+        body = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["specdec"])
+        tensors = load(content)
+    except (SafetensorError, struct.error, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"a message of {len(content)} bytes is damaged: {error}") from error
+    if body["version"] != VERSION:
+        raise ValueError(f"the other side speaks version {body['version']} of the messages, this one {VERSION}")
+    try:
+        message = unpack(body["message"], tensors)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a message lacks a part or has an unknown one: {error}") from error
+    if not isinstance(message, Opening | Ready | Early | Outcome | Window | Closing):
+        raise ValueError(f"a {type(message).__name__} is no message")
+    return message
+
+
+def pack(value: Any, tensors: list[Tensor]) -> Any:
+    """A value as JSON; its tensors go to a list, and their places into the JSON."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return {"tensor": len(tensors) - 1, "shape": list(value.shape), "type": str(value.dtype)}
+    if is_dataclass(value) and not isinstance(value, type):
+        content = {part.name: pack(getattr(value, part.name), tensors) for part in fields(value) if part.init}
+        return {"kind": type(value).__name__, "content": content}
+    if isinstance(value, tuple | list):
+        return [pack(part, tensors) for part in value]
+    return value
+
+
+def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The value that ``pack`` took apart."""
+    if isinstance(value, list):
+        return tuple(unpack(part, tensors) for part in value)
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return checked(tensors[str(value["tensor"])], value["shape"], value["type"])
+    content = {name: unpack(part, tensors) for name, part in value["content"].items()}
+    return KINDS[value["kind"]](**content)
+
+
+def checked(tensor: Tensor, shape: Sequence[int], dtype: str) -> Tensor:
+    """A tensor, if it is what was said of it. Raises ValueError else."""
+    if list(tensor.shape) != shape or tensor.dtype != getattr(torch, dtype.removeprefix("torch.")):
+        raise ValueError(f"a tensor of a message is {tuple(tensor.shape)}, {tensor.dtype}, not {shape}, {dtype}")
+    return tensor
