@@ -35,14 +35,14 @@ class Pair:
     """
 
     def __init__(self, store: distributed.Store, name: str, rank: int, host: str) -> None:
-        options: Any = distributed.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._devices = [distributed.ProcessGroupGloo.create_device(hostname=host)]  # type: ignore[attr-defined]
+        options: Any = distributed.ProcessGroupGloo._Options()
+        options._devices = [distributed.ProcessGroupGloo.create_device(hostname=host)]
         options._timeout = MEETING
         try:
-            self._group = distributed.ProcessGroupGloo(distributed.PrefixStore(name, store), rank, 2, options)
+            self._group: Any = distributed.ProcessGroupGloo(distributed.PrefixStore(name, store), rank, 2, options)
         except RuntimeError as error:
             raise ConnectionError(f"the other side did not come: {error}") from error
-        self._group._set_default_timeout(FOREVER)  # type: ignore[attr-defined]
+        self._group._set_default_timeout(FOREVER)
         self._other = 1 - rank
         self._heard: SimpleQueue[Message | None] = SimpleQueue()
         self._end = ""

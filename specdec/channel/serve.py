@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -54,6 +55,7 @@ class Assembly:
 def main(host: str, port: int) -> None:
     """Serve the assembly that comes through standard input."""
     serve(pickle.load(sys.stdin.buffer), host, port)
+    os._exit(0)  # a thread still listens to a connection that is over
 
 
 def serve(make: Callable[[], DraftWorker], host: str, port: int, here: str | None = None) -> None:
