@@ -35,11 +35,11 @@ class Pair:
     """
 
     def __init__(self, store: distributed.Store, name: str, rank: int, host: str) -> None:
-        options: Any = distributed.ProcessGroupGloo._Options()
-        options._devices = [distributed.ProcessGroupGloo.create_device(hostname=host)]
-        options._timeout = MEETING
+        gloo: Any = distributed.ProcessGroupGloo
+        options = gloo._Options()
+        options._devices, options._timeout = [gloo.create_device(hostname=host)], MEETING
         try:
-            self._group: Any = distributed.ProcessGroupGloo(distributed.PrefixStore(name, store), rank, 2, options)
+            self._group = gloo(distributed.PrefixStore(name, store), rank, 2, options)
         except RuntimeError as error:
             raise ConnectionError(f"the other side did not come: {error}") from error
         self._group._set_default_timeout(FOREVER)
