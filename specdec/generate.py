@@ -12,9 +12,11 @@ from torch import Tensor
 
 from specdec.acceptance import Ratio
 from specdec.channel import Inline
+from specdec.channel.sides import absent
+from specdec.duet import Duet
 from specdec.guard import Guarded
 from specdec.loop import pipelined, serial
-from specdec.messages import Opening
+from specdec.messages import Opening, moved
 from specdec.metrics import Metrics
 from specdec.noise import Noise, Still
 from specdec.partner import Partner
@@ -23,6 +25,7 @@ from specdec.protocols import AcceptanceRule, Channel, Drafter, Forecast, Verifi
 from specdec.runtime import CachedModel
 from specdec.runtime.clock import DeviceClock
 from specdec.runtime.replay import Replay, current
+from specdec.runtime.streams import Side
 from specdec.sampling import Sampling
 from specdec.sequences import Sequences
 from specdec.stage import Stage
@@ -98,7 +101,9 @@ def generate(
     accept = acceptance or Ratio()
     seq = Sequences.start(rows, max_new_tokens, ends, sampling, verifier.device)
     trace = Trace(listener=None if stream is None else Streamer(stream))
-    if forecast is not None:
+    if forecast is not None and verifier.replay is not None and isinstance(channel, Inline | None):
+        seq = together(seq, drafter, verifier, accept, seed, trace, forecast)
+    elif forecast is not None:
         seq = pipeline(seq, drafter, verifier, accept, seed, trace, forecast, channel or Inline())
     elif verifier.replay is None:
         seq = plainly(seq, drafter, verifier, accept, seed, trace)
@@ -134,6 +139,39 @@ def pipeline(
         partner = Partner(link, trace, channel.patience)
         partner.open(opening(seq, verifier, accept, seed), verifier.device)
         return pipelined(seq, partner, verifier, accept, noise_for(seq, seed, accept), trace)
+
+
+def together(
+    seq: Sequences,
+    drafter: Drafter,
+    verifier: Verifier,
+    accept: AcceptanceRule,
+    seed: int,
+    trace: Trace,
+    forecast: Forecast,
+) -> Sequences:
+    """Decode while the drafter works on its own queue, of this device or another; rounds are replayed on both."""
+    replay = cast(Replay, verifier.replay)
+    guarded = Guarded(drafter, trace, replay)
+    rows, slots = seq.tokens.shape
+    seq = replace(seq.padded(verifier.model.room(rows, capacity(slots))), static=True)
+    target = absent(drafter, verifier)
+    if target.device not in replay.sides:
+        replay.sides[target.device] = Side(verifier.device, target.device, replay.beside())
+    side: Side = replay.sides[target.device]
+    trace.lag = 1
+    check_width(verifier, drafter)
+    if seq.tokens.is_cuda:
+        trace.clock = DeviceClock()
+    with current(verifier.device), trace.running({}):
+        theirs = moved(seq, side.drafter)
+        with side(), trace.span("drafter"):  # a model reads the prompt
+            guarded.begin(cast(Verifier, target), theirs)
+        verifier.begin(seq, exit=forecast.exit)
+        duet = Duet(drafter, guarded, forecast, side, trace)
+        duet.open(theirs, noise_for(theirs, seed, accept, side.replay))
+        stage = Stage(replay, trace, (verifier.model,), guarded.static, verifier.width)
+        return pipelined(seq, duet, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
 
 
 def opening(seq: Sequences, verifier: Verifier, accept: AcceptanceRule, seed: int) -> Opening:

@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
-
-from torch import Tensor
 
 from specdec.exit import Hint
 from specdec.guard import admit
 from specdec.noise import Noise
-from specdec.partner import Partner
-from specdec.protocols import AcceptanceRule, Drafter, Verifier
+from specdec.protocols import AcceptanceRule, Drafter, DraftPartner, Verifier
 from specdec.sequences import Sequences
 from specdec.trace import Trace, report
-from specdec.types import Advice, Context, Draft, Verdict
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one verification did: the rows after it, where the accepted path ends, and what was seen along it.
-
-    Attributes:
-        seq: the rows.
-        verdict: what was decided.
-        advice: what the drafter wanted to see of the target.
-        report: for the trace.
-    """
-
-    seq: Sequences
-    verdict: Verdict
-    advice: Advice | None
-    report: Tensor
+from specdec.turn import Turn
+from specdec.types import Context, Draft
 
 
 def verify(
@@ -48,7 +28,7 @@ def verify(
     evidence = verifier.score(seq, draft, hint)
     verdict = accept(draft, evidence.laws(), noise)
     after = verifier.commit(seq, draft, verdict)
-    return Turn(after, verdict, evidence.along(verdict), report(seq, after, draft, verdict, faults))
+    return Turn(after, evidence.along(verdict), evidence.early, report(seq, after, draft, verdict, faults))
 
 
 def propose(context: Context, drafter: Drafter, noise: Noise) -> Draft:
@@ -83,7 +63,7 @@ def serial(
 
 def pipelined(
     seq: Sequences,
-    partner: Partner,
+    partner: DraftPartner,
     verifier: Verifier,
     accept: AcceptanceRule,
     noise: Noise,
@@ -102,5 +82,5 @@ def pipelined(
         trace.round(turn.report)
         seq = turn.seq
         if not trace.done:
-            draft = partner.settle(turn.seq, turn.verdict)  # the rendezvous
+            draft = partner.settle(turn)  # the rendezvous
     return seq

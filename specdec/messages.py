@@ -6,6 +6,7 @@ B rows, S token slots, N draft nodes, M = N + 1, K candidates per place, J token
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -114,12 +115,13 @@ class Closing:
     """To the drafter: it is not needed any more."""
 
 
+T = TypeVar("T")
 Message = Opening | Ready | Early | Outcome | Window | Closing
 
 
-def moved(message: Message, device: torch.device) -> Message:
-    """A message with its tensors on a device."""
+def moved(value: T, device: torch.device) -> T:
+    """A message, or another value that holds tensors, with its tensors on a device."""
     leaves: list[Tensor] = []
-    shape = flatten(message, leaves)
-    result: Message = rebuild(shape, iter([leaf.to(device, non_blocking=True) for leaf in leaves]))
+    shape = flatten(value, leaves)
+    result: T = rebuild(shape, iter([leaf.to(device, non_blocking=True) for leaf in leaves]))
     return result

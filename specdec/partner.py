@@ -12,12 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specdec import tree
 from specdec.hypotheses import Candidates
 from specdec.messages import Early, Message, Opening, Outcome, Ready, Window, moved
 from specdec.sequences import Sequences
-from specdec.trace import Trace
-from specdec.types import Draft, Verdict
+from specdec.trace import NODE, Trace
+from specdec.turn import Turn
+from specdec.types import Draft
 
 
 class Link(Protocol):
@@ -77,12 +77,13 @@ class Partner:
         """What the target's early exit says, while its last layers still run."""
         self._send(Early(self._opening.generation, self._round, candidates))
 
-    def settle(self, seq: Sequences, verdict: Verdict) -> Draft:
+    def settle(self, turn: Turn) -> Draft:
         """Tell what has come true, and get the next draft; an empty one where there is none in time."""
+        seq = turn.seq
         if self._gone:
             self._take_back(seq)
         else:
-            self._send(self._outcome(seq, verdict))
+            self._send(self._outcome(seq, turn.report[:, NODE]))
         with self._trace.span("rendezvous"):
             window = None if self._gone else self._window()
         self._round, self._before = self._round + 1, seq.lengths
@@ -94,7 +95,7 @@ class Partner:
         self._trace.handover(window.hit.tolist(), window.branches, window.spans)
         return window.draft
 
-    def _outcome(self, seq: Sequences, verdict: Verdict) -> Outcome:
+    def _outcome(self, seq: Sequences, nodes_B: Tensor) -> Outcome:
         return Outcome(
             generation=self._opening.generation,
             round=self._round,
@@ -102,7 +103,7 @@ class Partner:
             tokens=behind(seq, self._known),
             before=self._before,
             lengths=seq.lengths,
-            nodes=end_of(verdict),
+            nodes=nodes_B,
             ended=seq.ended,
         )
 
@@ -162,11 +163,3 @@ def behind(seq: Sequences, known_B: Tensor) -> Tensor:
     """int64 [B, J]: the committed tokens of each row behind the first ``known_B``, then padding (anything)."""
     index_J = torch.arange(int((seq.lengths - known_B).max()), device=known_B.device)
     return seq.tokens.gather(1, (known_B[:, None] + index_J).clamp(max=seq.tokens.shape[1] - 1))
-
-
-def end_of(verdict: Verdict) -> Tensor:
-    """int64 [B]: the last accepted node, ``tree.ROOT`` where none was."""
-    if verdict.path.shape[1] == 0:
-        return torch.full_like(verdict.accepted, tree.ROOT)
-    end_B = verdict.path.gather(1, (verdict.accepted - 1).clamp(min=0)[:, None])[:, 0]
-    return torch.where(verdict.accepted > 0, end_B, tree.ROOT)

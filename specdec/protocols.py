@@ -17,6 +17,7 @@ from specdec.noise import Noise
 from specdec.runtime import CachedModel
 from specdec.runtime.replay import Replay
 from specdec.sequences import Sequences
+from specdec.turn import Turn
 from specdec.types import Advice, Context, Draft, Tap, Verdict
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ class Evidence(Protocol):
 
     def laws(self) -> Tensor:
         """float [B, M, V]: the target's law after the last committed token, then after each node."""
+        ...
+
+    @property
+    def early(self) -> Candidates | None:
+        """What the early exit said, None without one."""
         ...
 
     def along(self, verdict: Verdict) -> Advice | None:
@@ -135,6 +141,19 @@ class Forecast(Protocol):
 
     def __call__(self, window: Draft, own_BMV: Tensor, early: Candidates | None) -> Hypotheses:
         """Outcomes, from the drafter's own log-probabilities and the early exit's message."""
+        ...
+
+
+class DraftPartner(Protocol):
+    """What the pipelined loop knows of a drafter that works while the target does."""
+
+    @property
+    def hint(self) -> Hint:
+        """Hears the early exit from inside the target's forward."""
+        ...
+
+    def settle(self, turn: Turn) -> Draft:
+        """Hear what has come true, and give the next draft; an empty one where there is none."""
         ...
 
 

@@ -27,7 +27,8 @@ FAULTS = (
     "a parent does not stand before its child",
     "a law is not finite, not normalised, negative, or gives its own token no chance",
 )
-FACTS = 7  # columns of a report before those of the faults
+BEFORE, COMMITTED, ENDED, NODE = 1, 4, 6, 7  # some columns of a report
+FACTS = 8  # columns of a report before those of the faults
 TOKENS = FACTS + len(FAULTS)  # and before those of the tokens
 
 
@@ -94,16 +95,25 @@ class Step:
 
 
 def report(before: Sequences, after: Sequences, draft: Draft, verdict: Verdict, faults_BF: Tensor) -> Tensor:
-    """int64 [B, 7 + F + J]: all that the host learns of a round, in one piece.
+    """int64 [B, 8 + F + J]: all that the host, or a drafter elsewhere, learns of a round, in one piece.
 
     Whether the row had ended, its length, depth and nodes of its draft, tokens committed and nodes accepted,
-    whether it has ended now, what was wrong with its draft (F, see ``FAULTS``), and its new tokens (J, with
-    rubbish behind those committed).
+    whether it has ended now, the last accepted node, what was wrong with its draft (F, see ``FAULTS``), and its
+    new tokens (J, with rubbish behind those committed).
     """
     depth_B = draft.depths.amax(1) if draft.size else torch.zeros_like(before.lengths)
     nodes_B = (draft.depths > 0).sum(1)
     committed_B = after.lengths - before.lengths
-    facts = (before.ended, before.lengths, depth_B, nodes_B, committed_B, verdict.accepted, after.ended)
+    facts = (
+        before.ended,
+        before.lengths,
+        depth_B,
+        nodes_B,
+        committed_B,
+        verdict.accepted,
+        after.ended,
+        verdict.end,
+    )
     table_BX = torch.stack([fact.long() for fact in facts], 1)
     return torch.cat([table_BX, faults_BF.long(), new_tokens(draft, verdict)], 1)
 
@@ -141,7 +151,8 @@ class Trace:
 
     def _read(self, lines: list[list[int]]) -> None:
         steps = [
-            Step(row, line[1], line[6] == 1, line[TOKENS : TOKENS + line[4]]) for row, line in enumerate(lines)
+            Step(row, line[BEFORE], line[ENDED] == 1, line[TOKENS : TOKENS + line[COMMITTED]])
+            for row, line in enumerate(lines)
         ]
         for (ended, _, drafted, nodes, committed, accepted, *_), step in zip(lines, steps, strict=True):
             if not ended:
@@ -161,6 +172,12 @@ class Trace:
         """Record how the last round's outcome met a drafter that worked ahead: see ``Handover``."""
         self.handovers.append(Handover(tuple(hit), branches))
         self.spans += [Span(f"drafter.{what}", start, end) for what, start, end in spans]
+
+    def instant(self, lane: str, mark: torch.cuda.Event | None) -> None:
+        """Record when a device passed a mark that it may soon pass again."""
+        if mark is not None and isinstance(self.clock, DeviceClock):
+            at = self.clock.seconds((self.clock.device(mark), mark))
+            self.spans.append(Span(lane, at, at))
 
     def fault(self, message: str, error: Exception | None = None) -> None:
         """Count a fault of the drafter, and say it when it is first seen."""

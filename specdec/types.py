@@ -107,6 +107,14 @@ class Verdict:
     accepted: Tensor
     tokens: Tensor
 
+    @property
+    def end(self) -> Tensor:
+        """int64 [B]: the last accepted node, ``tree.ROOT`` where none was."""
+        if self.path.shape[1] == 0:
+            return torch.full_like(self.accepted, tree.ROOT)
+        last_B = self.path.gather(1, (self.accepted - 1).clamp(min=0)[:, None])[:, 0]
+        return torch.where(self.accepted > 0, last_B, tree.ROOT)
+
 
 @dataclass(frozen=True)
 class Tap:

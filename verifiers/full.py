@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from specdec.exit import Exit, Hint
+from specdec.hypotheses import Candidates
 from specdec.runtime import CachedModel, load
 from specdec.runtime.model import Scores
 from specdec.runtime.replay import Replay
@@ -107,17 +108,30 @@ class FullVerifier:
         # All but the last committed token went through the target when they were drafted or corrected.
         behind, chain = 1 if seq.static else None, draft.fanout == 1
         nodes = (draft.tokens, draft.parents)
-        glance = None
+        glance, said = None, Said(hint)
         if self._exit is not None and hint is not None:
-            glance = self._exit.glance(self.model, draft, seq.sampling, hint)
+            glance = self._exit.glance(self.model, draft, seq.sampling, said)
         scores = self.model.advance(seq.tokens, seq.lengths, nodes, self._taps, behind, chain, glance)
-        return FullEvidence(seq, draft, scores)
+        return FullEvidence(seq, draft, scores, said.candidates)
 
     def commit(self, seq: Sequences, draft: Draft, verdict: Verdict) -> Sequences:
         """Append the accepted path and the token after it, and keep the path's keys and values."""
         after = seq.append(draft, verdict)
         self.model.keep(verdict.path, verdict.accepted, after.tokens, after.lengths)
         return after
+
+
+@dataclass
+class Said:
+    """Keeps what the early exit says, and hands it on at once."""
+
+    hint: Hint | None
+    candidates: Candidates | None = None
+
+    def __call__(self, candidates: Candidates) -> None:
+        self.candidates = candidates
+        if self.hint is not None:
+            self.hint(candidates)
 
 
 @dataclass(frozen=True)
@@ -127,6 +141,7 @@ class FullEvidence:
     seq: Sequences
     draft: Draft
     scores: Scores
+    early: Candidates | None
 
     def laws(self) -> Tensor:
         """float [B, M, V], the law each next token is decoded under."""

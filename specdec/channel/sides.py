@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from specdec.protocols import Drafter, Forecast, Verifier
 from specdec.runtime import CachedModel
 from specdec.worker import Absent, DraftWorker
@@ -12,20 +14,29 @@ from specdec.worker import Absent, DraftWorker
 
 def worker_for(drafter: Drafter, forecast: Forecast, verifier: Verifier) -> DraftWorker:
     """A worker in the target's process, that shares weights with it, but neither a cache nor a module."""
+    return assembled(drafter, forecast, absent(drafter, verifier))
+
+
+def absent(drafter: Drafter, verifier: Verifier) -> Absent:
+    """What a drafter in the target's process may know of a target that works at the same time."""
     network: Any = verifier.model.network
     model: Any = getattr(drafter, "model", None)
     if isinstance(model, CachedModel) and model.network.module is network.module:
         model.network = network.twin()
     tokenizer = getattr(verifier, "tokenizer", None)
-    target = Absent(verifier.vocab_size, verifier.device, tokenizer, Replica(network.twin()))
-    return assembled(drafter, forecast, target)
+    device = device_of(drafter, verifier.device)
+    return Absent(verifier.vocab_size, device, tokenizer, Replica(network.twin()))
+
+
+def device_of(drafter: Drafter, target: torch.device) -> torch.device:
+    """Where a drafter works: on the device of its model, or else on the target's."""
+    model = getattr(drafter, "model", None)
+    return model.device if isinstance(model, CachedModel) and not model.is_view else target
 
 
 def assembled(drafter: Drafter, forecast: Forecast, target: Absent) -> DraftWorker:
-    """A worker on the device of the drafter's model, or else on the target's."""
-    model: Any = getattr(drafter, "model", None)
-    own = isinstance(model, CachedModel) and not model.is_view
-    device = model.device if own else target.device
+    """A worker on the drafter's device."""
+    device = device_of(drafter, target.device)
     return DraftWorker(drafter, forecast, device, replace(target, device=device))
 
 

@@ -35,6 +35,7 @@ class Replay:
 
     Attributes:
         recording: whether a part is being recorded right now.
+        sides: queues of drafters that work beside this target, by device; see ``specdec.runtime.streams``.
     """
 
     def __init__(self, record: Callable[..., Recording] | None = None) -> None:
@@ -44,8 +45,13 @@ class Replay:
         self._refused: set[Key] = set()
         self._said: set[str] = set()
         self.recording = False
+        self.sides: dict[torch.device, Any] = {}
         self._noise: dict[Hashable, Noise] = {}
         self._places: set[tuple[Place, ...]] = set()
+
+    def beside(self) -> Replay:
+        """Another one that records as this one does."""
+        return Replay(self._record)
 
     def noise(self, seed: int, rows: int, positions: int, coupled: bool, device: torch.device) -> Noise:
         """The noise of a seed, in the place from which recordings draw."""

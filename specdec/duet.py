@@ -1,0 +1,188 @@
+"""A drafter on a device of its own, told what to do by the target's host thread, far ahead of both devices.
+
+B rows, M = N + 1 places of a window, V vocabulary, J new tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec.book import Book, either
+from specdec.guard import Guarded
+from specdec.hypotheses import Candidates
+from specdec.loop import directly, propose
+from specdec.messages import Outcome
+from specdec.noise import Noise
+from specdec.protocols import BranchingDrafter, Forecast
+from specdec.runtime.mail import Mail
+from specdec.runtime.streams import Side
+from specdec.sequences import Sequences
+from specdec.trace import BEFORE, COMMITTED, ENDED, NODE, TOKENS, Trace
+from specdec.turn import Turn
+from specdec.types import Draft
+from specdec.worker import followed
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What an outcome means on the drafter's side.
+
+    Attributes:
+        seq: the rows.
+        window: the prepared drafts, empty where there was none.
+        hit: bool [B].
+        facts: int64 [B, 2], for the host: hit, and whether a fresh draft is wanted.
+    """
+
+    seq: Sequences
+    window: Draft
+    hit: Tensor
+    facts: Tensor
+
+
+def look(seq: Sequences, window: Draft, drafter: BranchingDrafter) -> Tensor:
+    """The drafter's own law over a window."""
+    return drafter.look(seq.context(), window)
+
+
+def prepare(
+    seq: Sequences,
+    window: Draft,
+    own_BMV: Tensor,
+    early: Candidates | None,
+    forecast: Forecast,
+    drafter: BranchingDrafter,
+    noise: Noise,
+) -> Book:
+    """Drafts for the outcomes that a forecast makes likely."""
+    outcomes = forecast(window, own_BMV, early)
+    return Book(seq.lengths, outcomes, drafter.branch(seq.context(), window, outcomes, noise))
+
+
+def settle(seq: Sequences, book: Book | None, report_BX: Tensor) -> Settled:
+    """Turn to what has come true; see ``specdec.trace.report``."""
+    before_B, new_BJ, ended_B = report_BX[:, BEFORE], report_BX[:, TOKENS:], report_BX[:, ENDED] == 1
+    lengths_B = before_B + report_BX[:, COMMITTED]
+    outcome = Outcome(0, 0, before_B, new_BJ, before_B, lengths_B, report_BX[:, NODE], ended_B)
+    empty, hit_B = Draft.empty(lengths_B), torch.zeros_like(ended_B)
+    window = empty
+    if book is not None:
+        last_B1 = (report_BX[:, COMMITTED] - 1).clamp(min=0)[:, None]
+        prepared, hit_B = book.look_up(before_B, outcome.nodes, new_BJ.gather(1, last_B1)[:, 0])
+        hit_B = hit_B & ~ended_B
+        window = either(hit_B, prepared, empty)
+    facts_B2 = torch.stack([hit_B, ~(hit_B | ended_B)], 1).long()
+    return Settled(followed(seq, outcome), window, hit_B, facts_B2)
+
+
+class Duet:
+    """Partner of the pipelined loop on devices: the host launches, and waits for one small answer a round.
+
+    Args:
+        drafter: proposes tokens. Without ``look`` and ``branch`` nothing is prepared, and it drafts when asked.
+        guarded: the same, guarded.
+        forecast: which outcomes to prepare for.
+        side: the drafter's queue.
+        trace: takes hits, spans and faults.
+    """
+
+    def __init__(self, drafter: Any, guarded: Guarded, forecast: Forecast, side: Side, trace: Trace) -> None:
+        self.hint = side.signal
+        self._drafter, self._guarded, self._forecast = drafter, guarded, forecast
+        self._side, self._trace = side, trace
+        self._branches = hasattr(drafter, "branch")
+
+    def open(self, seq: Sequences, noise: Noise) -> None:
+        """Begin with the rows on the drafter's device, which it has read."""
+        self._seq, self._noise = seq, noise
+        self._window = Draft.empty(seq.lengths)
+        with self._side():
+            self._ahead()
+
+    def settle(self, turn: Turn) -> Draft:
+        """Prepare once the early exit has spoken, look up once the verdict is there; both without waiting.
+
+        The host waits for one answer: whether a row needs a fresh draft.
+        """
+        verified = self._side.mark()
+        with self._side():
+            if turn.early is not None:
+                self._side.follow(self.hint.event)
+                self._prepare(self._early(turn.early))
+            self._side.follow(verified)
+            report_BX = turn.report.to(self._side.drafter, non_blocking=True)
+            with self._trace.span("drafter.settle"):
+                settled = self._play(settle, self._seq, self._book, report_BX)
+            facts = Mail(settled.facts).tolist()
+            self._alive = (turn, report_BX, settled, self._book)  # until the devices have read them
+            self._seq, self._window = settled.seq, settled.window
+            if any(wanted for _, wanted in facts):
+                self._fresh(settled)
+            window = self._crossed(self._window)
+        self._side.lead()
+        self._trace.instant("target.exit", self.hint.event)
+        self._trace.handover([hit == 1 for hit, _ in facts], self._prepared)
+        with self._side():
+            self._ahead()
+        return window
+
+    @property
+    def _prepared(self) -> int:
+        return 0 if self._book is None else len(self._book.drafts.base)
+
+    def _ahead(self) -> None:
+        """Read the window, and prepare where the drafter itself is asked."""
+        self._own: Tensor | None = None
+        self._book: Book | None = None
+        if not self._branches:
+            return
+        with self._caring(), self._trace.span("drafter.look"):
+            self._own = self._play(look, self._seq, self._window, self._drafter)
+        if self._forecast.exit is None:
+            self._prepare(None)
+
+    def _prepare(self, early: Candidates | None) -> None:
+        if self._own is None:
+            return
+        with self._caring(), self._trace.span("drafter.branch"):
+            self._book = self._play(
+                prepare, self._seq, self._window, self._own, early, self._forecast, self._drafter, self._noise
+            )
+
+    def _fresh(self, settled: Settled) -> None:
+        with self._trace.span("drafter.draft"):
+            fresh = self._play(propose, self._seq.context(), self._guarded, self._noise)
+            self._window = self._play(either, settled.hit, settled.window, fresh)
+
+    def _early(self, early: Candidates) -> Candidates:
+        parts = (early.tokens, early.scores, early.window)
+        return Candidates(*(part.to(self._side.drafter, non_blocking=True) for part in parts))
+
+    def _crossed(self, draft: Draft) -> Draft:
+        """The window on the target's device."""
+        there = self._side.target
+        laws = None if draft.laws is None else draft.laws.to(there, non_blocking=True)
+        tokens, parents, base = (
+            part.to(there, non_blocking=True) for part in (draft.tokens, draft.parents, draft.base)
+        )
+        return Draft(tokens, parents, base, laws, draft.fanout)
+
+    def _play(self, part: Any, *arguments: Any) -> Any:
+        model = getattr(self._drafter, "model", None)
+        if model is None or not model.follows or (part is propose and not self._guarded.static):
+            return directly(part, *arguments)
+        return self._side.replay(part, (model.place,), *arguments)
+
+    @contextmanager
+    def _caring(self) -> Iterator[None]:
+        """What fails here costs the prepared drafts of a round."""
+        try:
+            yield
+        except Exception as error:  # whatever a drafter raises, the next outcome is answered
+            self._guarded.failed(error)

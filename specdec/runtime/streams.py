@@ -1,0 +1,93 @@
+"""Two queues of work that wait for each other: of one device, or of two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from specdec.hypotheses import Candidates
+from specdec.runtime.replay import Replay, current
+
+
+class Signal:
+    """A mark that a GPU passes in the middle of a recording, every time it is played."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.event = None
+        if device.type == "cuda":
+            with current(device):
+                self.event = torch.cuda.Event(enable_timing=True, external=True)
+
+    @property
+    def identity(self) -> object:
+        """What a recording may take it for."""
+        return self
+
+    def __call__(self, _: Candidates) -> None:
+        """What it marks is there."""
+        if self.event is not None:
+            self.event.record()
+
+
+class Side:
+    """The queue of a drafter's device beside that of the target's, and what was recorded for it.
+
+    What crosses over between devices is copied by a third queue, on the target's device: else the copy would stand
+    behind all that the target has to do. A CPU has no queues: there all is done when it is told.
+
+    Args:
+        target: device of the target.
+        drafter: device of the drafter; it may be the same.
+        replay: plays the drafter's parts.
+    """
+
+    def __init__(self, target: torch.device, drafter: torch.device, replay: Replay) -> None:
+        self.target, self.drafter, self.replay = target, drafter, replay
+        self.signal = Signal(target)
+        self._queue = queue(drafter)
+        self._courier = self._queue if target == drafter else queue(target)
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """What is launched inside goes to the drafter's queue."""
+        with ExitStack() as stack:
+            for one in (self._courier, self._queue):
+                if one is not None:
+                    stack.enter_context(torch.cuda.stream(one))
+            yield
+
+    def follow(self, mark: torch.cuda.Event | None) -> None:
+        """What is launched from here on comes after a mark of the target's queue."""
+        for one in (self._courier, self._queue):
+            if one is not None and mark is not None:
+                one.wait_event(mark)
+
+    def mark(self) -> torch.cuda.Event | None:
+        """A mark in the target's own queue, behind all that it has been told."""
+        return marked(self.target)
+
+    def lead(self) -> None:
+        """The target's own queue goes on when the drafter's has come this far."""
+        with self():
+            mark = marked(self.drafter)
+        if mark is not None and self.target.type == "cuda":
+            torch.cuda.current_stream(self.target).wait_event(mark)
+
+
+def queue(device: torch.device) -> Any:
+    """Another queue of a GPU, None for a CPU."""
+    with current(device):
+        return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+def marked(device: torch.device) -> torch.cuda.Event | None:
+    """A mark behind all that a GPU's current queue has been told."""
+    if device.type != "cuda":
+        return None
+    with current(device):
+        event = torch.cuda.Event()
+        event.record()
+    return event
