@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from drafters.rollout import Roots, chain
 from experiments.stopwatch import middle, recorded
 from specdec import Sampling
-from specdec.generate import capacity
+from specdec.decode import capacity
 from specdec.noise import Still
 from specdec.runtime import CachedModel
 from specdec.types import Context, Draft

@@ -20,10 +20,11 @@ from specdec.loop import directly, propose
 from specdec.messages import Outcome
 from specdec.noise import Noise
 from specdec.protocols import BranchingDrafter, Forecast
+from specdec.report import BEFORE, COMMITTED, ENDED, NODE, TOKENS
 from specdec.runtime.mail import Mail
 from specdec.runtime.streams import Side
 from specdec.sequences import Sequences
-from specdec.trace import BEFORE, COMMITTED, ENDED, NODE, TOKENS, Trace
+from specdec.trace import Trace
 from specdec.turn import Turn
 from specdec.types import Draft
 from specdec.worker import followed
@@ -126,7 +127,8 @@ class Duet:
                 self._fresh(settled)
             window = self._crossed(self._window)
         self._side.lead()
-        self._trace.instant("target.exit", self.hint.event)
+        if turn.early is not None:
+            self._trace.instant("target.exit", self.hint.event)
         self._trace.handover([hit == 1 for hit, _ in facts], self._prepared)
         with self._side():
             self._ahead()

@@ -11,10 +11,11 @@ from torch import Tensor
 from specdec import tree
 from specdec.noise import Noise
 from specdec.protocols import Drafter, Verifier
+from specdec.report import FAULTS
 from specdec.runtime import CachedModel
 from specdec.runtime.replay import Replay
 from specdec.sequences import Sequences
-from specdec.trace import FAULTS, Trace
+from specdec.trace import Trace
 from specdec.types import Context, Draft, Tap
 
 # How far a law's sum may be from 1: a float32 softmax over a large vocabulary stays within 1e-5.

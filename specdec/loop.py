@@ -9,8 +9,9 @@ from specdec.exit import Hint
 from specdec.guard import admit
 from specdec.noise import Noise
 from specdec.protocols import AcceptanceRule, Drafter, DraftPartner, Verifier
+from specdec.report import report
 from specdec.sequences import Sequences
-from specdec.trace import Trace, report
+from specdec.trace import Trace
 from specdec.turn import Turn
 from specdec.types import Context, Draft
 

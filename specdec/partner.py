@@ -14,8 +14,9 @@ from torch import Tensor
 
 from specdec.hypotheses import Candidates
 from specdec.messages import Early, Message, Opening, Outcome, Ready, Window, moved
+from specdec.report import NODE
 from specdec.sequences import Sequences
-from specdec.trace import NODE, Trace
+from specdec.trace import Trace
 from specdec.turn import Turn
 from specdec.types import Draft
 

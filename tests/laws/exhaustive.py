@@ -17,10 +17,11 @@ from specdec import tree
 from specdec.guard import Guarded
 from specdec.loop import serial
 from specdec.noise import Lane, Noise
+from specdec.report import Step
 from specdec.runtime.model import Scores
 from specdec.sampling import Sampling
 from specdec.sequences import Sequences
-from specdec.trace import Step, Trace
+from specdec.trace import Trace
 
 Distribution = dict[tuple[int, ...], float]
 

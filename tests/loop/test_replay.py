@@ -89,7 +89,7 @@ def test_another_prompt_length_and_a_longer_row_cost_no_token(tiny_llama):
 
 
 def test_rows_that_outgrow_the_cache_get_a_larger_one(tiny_llama, monkeypatch):
-    monkeypatch.setattr(sys.modules["specdec.generate"], "capacity", lambda slots: -(-slots // 16) * 16)
+    monkeypatch.setattr(sys.modules["specdec.decode"], "capacity", lambda slots: -(-slots // 16) * 16)
     made = []
     verifier, drafter = replaying(tiny_llama, made), ModelDrafter(tiny_llama, length=3)
     for new in (10, 60, 30):

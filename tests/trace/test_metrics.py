@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from specdec import Draft, Metrics, Trace, Verdict
+from specdec.report import FAULTS, report
 from specdec.sequences import Sequences
-from specdec.trace import FAULTS, Round, Span, report
+from specdec.trace import Round, Span
 
 NO_FAULTS = torch.zeros(1, len(FAULTS), dtype=torch.bool)
 

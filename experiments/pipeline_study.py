@@ -1,0 +1,191 @@
+"""What overlap is worth on real devices: ``python -m experiments.pipeline_study``.
+
+A synthetic pair, drafter and target on two devices or on one. Arms take turns on the same prompts: plain, serial
+with several draft lengths, and the schedules of PEARL, SSD and Mirror with theirs. Figures come from the traces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import specdec
+from drafters import ModelDrafter, NullDrafter
+from drafters.synthetic import SyntheticDrafter
+from experiments.bench_steps import text
+from experiments.folder import write_json
+from experiments.provenance import PROJECT, device_name, revision
+from specdec.exit import Exit
+from specdec.forecast import AllAccepted, DraftTopK, EarlyExitTopK
+from specdec.overlap import Overlap
+from specdec.protocols import Drafter, Forecast
+from specdec.trace import Trace
+from verifiers import FullVerifier
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to decode, in one configuration."""
+
+    schedule: str
+    agreement: float | None
+    length: int
+    forecast: Forecast | None
+    drafter: Drafter
+
+
+@dataclass(frozen=True)
+class Unsure:
+    """A translator that spoils a share of the states, chosen by the states themselves: an exit of known worth."""
+
+    share: float
+
+    def __call__(self, state: Tensor) -> Tensor:
+        """[..., hidden] to the same, turned around where the exit is to be wrong."""
+        first = state[..., :1] / state.float().square().mean(-1, keepdim=True).sqrt()
+        limit = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - self.share)).item()
+        return torch.where(first > limit, -state, state)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and write the JSON."""
+    options = parsed(arguments)
+    verifier = FullVerifier(options.target, dtype=options.dtype, device=options.devices[0])
+    made = list(arms(options))
+    samples: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for repeat in range(-2, options.repeats):  # the first two make recordings
+        for index, arm in enumerate(made):
+            sample = measured(verifier, arm, options, repeat)
+            if repeat >= 0:
+                samples[index].append(sample)
+    plain = [sample["tokens"] for sample in samples[0]]
+    rows = [{**described(arm), **summary(samples[index], plain)} for index, arm in enumerate(made)]
+    for row in rows:
+        print(json.dumps(row), flush=True)
+    write_json(options.out, {**provenance(verifier, options), "arms": rows})
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", default="synthetic/qwen3-8b")
+    parser.add_argument("--drafter", default="synthetic/qwen3-0.6b")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--devices", nargs=2, default=["cuda:0", "cuda:1"], help="of target and drafter")
+    parser.add_argument("--agreements", nargs="+", type=float, default=[0.8])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[2, 3, 4])
+    parser.add_argument("--serial", nargs="+", type=int, default=[4, 5, 6])
+    parser.add_argument("--exits", nargs="+", type=int, default=[6])
+    parser.add_argument("--spoiled", nargs="+", type=float, default=[0.0], help="share of wrong exits")
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--new-tokens", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("pipeline.json"))
+    return parser.parse_args(arguments)
+
+
+def arms(options: argparse.Namespace) -> Iterator[Arm]:
+    """All arms. Drafters of the serial loop are on the target's device."""
+    yield Arm("plain", None, 0, None, NullDrafter())
+    for agreement in options.agreements:
+        model: Any = None
+        beside: Any = None
+        for length in options.serial:
+            drafter = drafting(options, agreement, length, options.devices[0], model)
+            model = drafter.model
+            yield Arm("serial", agreement, length, None, drafter)
+        for length in options.lengths:
+            drafter = drafting(options, agreement, length, options.devices[1], beside)
+            beside = drafter.model
+            for name, forecast in forecasts(options, length):
+                yield Arm(name, agreement, length, forecast, drafter)
+
+
+def forecasts(options: argparse.Namespace, length: int) -> Iterator[tuple[str, Forecast]]:
+    """The published schedules, with as many branches as there are places."""
+    yield "PEARL", AllAccepted()
+    yield "SSD", DraftTopK(1)
+    for layer in options.exits:
+        for share in options.spoiled:
+            name = f"Mirror E={layer}" + (f" spoiled={share}" if share else "")
+            yield name, EarlyExitTopK(Exit(layer, 1, Unsure(share) if share else None))
+
+
+def drafting(options: argparse.Namespace, agreement: float, length: int, device: str, model: Any) -> Any:
+    """A drafter; those of one device share a model."""
+    if model is not None:
+        return ModelDrafter(model, length)
+    return SyntheticDrafter(options.drafter, agreement, length, dtype=options.dtype, device=device)
+
+
+def measured(verifier: FullVerifier, arm: Arm, options: argparse.Namespace, repeat: int) -> dict[str, Any]:
+    """One generation."""
+    prompt = text(verifier.vocab_size, options.prompt_tokens, repeat + 3)
+    result = specdec.generate(
+        verifier, arm.drafter, prompt, max_new_tokens=options.new_tokens, forecast=arm.forecast
+    )
+    overlap = Overlap.of(result.trace)
+    return {
+        "ms_per_token": 1e3 * overlap.seconds / max(1, sum(e.committed for e in result.trace.rounds[1:])),
+        "tokens_per_round": result.metrics.mean_accepted_tokens,
+        "tokens": result.row(),
+        "faults": dict(result.metrics.faults),
+        "parts_ms": parts(result.trace),
+        **{name: value for name, value in asdict(overlap).items() if name != "hits"},
+        "rendezvous_ms": 1e3 * overlap.rendezvous / max(1, overlap.rounds),
+        "exposed_ms": 1e3 * overlap.exposed / max(1, overlap.rounds),
+    }
+
+
+def parts(trace: Trace) -> dict[str, float]:
+    """Median milliseconds of a span on each lane, and of the early exit's message after its round began."""
+    lanes: dict[str, list[float]] = defaultdict(list)
+    for span in trace.spans:
+        lanes[span.lane].append(1e3 * span.seconds)
+    starts = sorted(span.start for span in trace.spans if span.lane == "target")
+    spoken = sorted(span.start for span in trace.spans if span.lane == "target.exit")
+    lanes["target.exit"] = [1e3 * (said - max(at for at in starts if at <= said)) for said in spoken]
+    return {lane: median(values) for lane, values in lanes.items() if values}
+
+
+def summary(samples: Sequence[dict[str, Any]], plain: Sequence[list[int]]) -> dict[str, Any]:
+    """Medians over the repeats, and in how many of them the tokens are those of plain decoding."""
+    first = samples[0]
+    numbers = [name for name, value in first.items() if isinstance(value, float | int)]
+    middle = {name: median(sample[name] for sample in samples) for name in numbers}
+    lanes = {lane: median(s["parts_ms"].get(lane, 0.0) for s in samples) for lane in first["parts_ms"]}
+    equal = sum(sample["tokens"] == tokens for sample, tokens in zip(samples, plain, strict=True))
+    return {**middle, "parts_ms": lanes, "faults": first["faults"], "equal": [equal, len(samples)]}
+
+
+def described(arm: Arm) -> dict[str, Any]:
+    """What an arm is."""
+    return {"schedule": arm.schedule, "agreement": arm.agreement, "length": arm.length}
+
+
+def provenance(verifier: FullVerifier, options: argparse.Namespace) -> dict[str, Any]:
+    """Command, date, versions and devices."""
+    return {
+        "command": shlex.join(["python", "-m", "experiments.pipeline_study", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": revision(PROJECT),
+        "torch": torch.__version__,
+        "device": device_name(verifier.device),
+        "devices": options.devices,
+    }
+
+
+if __name__ == "__main__":
+    main()
