@@ -137,6 +137,7 @@ class Shape:
         length = self._length(None if context.depth is None else context.depth - 1)
         if length < 1:
             return Draft.empty(context.lengths.repeat_interleave(outcomes.size))
+        model.hang(context.lengths, (window.tokens, window.parents), window.fanout == 1, context.static)
         roots = Roots.supposed(model, context, window, outcomes, vocabulary)
         return self._grown(model, roots, noise, length, vocabulary)
 

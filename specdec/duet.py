@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specdec import tree
 from specdec.book import Book, either
 from specdec.guard import Guarded
 from specdec.hypotheses import Candidates
@@ -35,13 +36,11 @@ class Settled:
     """What an outcome means on the drafter's side.
 
     Attributes:
-        seq: the rows.
-        window: the prepared drafts, empty where there was none.
+        window: the prepared drafts, padding where there was none.
         hit: bool [B].
         facts: int64 [B, 2], for the host: hit, and whether a fresh draft is wanted.
     """
 
-    seq: Sequences
     window: Draft
     hit: Tensor
     facts: Tensor
@@ -66,20 +65,25 @@ def prepare(
     return Book(seq.lengths, outcomes, drafter.branch(seq.context(), window, outcomes, noise))
 
 
-def settle(seq: Sequences, book: Book | None, report_BX: Tensor) -> Settled:
-    """Turn to what has come true; see ``specdec.trace.report``."""
+def settle(book: Book | None, report_BX: Tensor) -> Settled:
+    """Find what has come true; see ``specdec.report``. As few operations as can be: the target waits for it."""
+    before_B, ended_B = report_BX[:, BEFORE], report_BX[:, ENDED] == 1
+    lengths_B = before_B + report_BX[:, COMMITTED]
+    window, hit_B = Draft.empty(lengths_B), torch.zeros_like(ended_B)
+    if book is not None:
+        token_B = report_BX.gather(1, (report_BX[:, COMMITTED] + (TOKENS - 1))[:, None])[:, 0]
+        prepared, hit_B = book.look_up(before_B, report_BX[:, NODE], token_B)
+        hit_B = hit_B & ~ended_B
+        parents_BN = torch.where(hit_B[:, None], prepared.parents, tree.PAD)
+        window = Draft(prepared.tokens, parents_BN, lengths_B, prepared.laws, prepared.fanout)
+    return Settled(window, hit_B, torch.stack([hit_B, ~(hit_B | ended_B)], 1).long())
+
+
+def follow(seq: Sequences, report_BX: Tensor) -> Sequences:
+    """The rows after an outcome."""
     before_B, new_BJ, ended_B = report_BX[:, BEFORE], report_BX[:, TOKENS:], report_BX[:, ENDED] == 1
     lengths_B = before_B + report_BX[:, COMMITTED]
-    outcome = Outcome(0, 0, before_B, new_BJ, before_B, lengths_B, report_BX[:, NODE], ended_B)
-    empty, hit_B = Draft.empty(lengths_B), torch.zeros_like(ended_B)
-    window = empty
-    if book is not None:
-        last_B1 = (report_BX[:, COMMITTED] - 1).clamp(min=0)[:, None]
-        prepared, hit_B = book.look_up(before_B, outcome.nodes, new_BJ.gather(1, last_B1)[:, 0])
-        hit_B = hit_B & ~ended_B
-        window = either(hit_B, prepared, empty)
-    facts_B2 = torch.stack([hit_B, ~(hit_B | ended_B)], 1).long()
-    return Settled(followed(seq, outcome), window, hit_B, facts_B2)
+    return followed(seq, Outcome(0, 0, before_B, new_BJ, before_B, lengths_B, report_BX[:, NODE], ended_B))
 
 
 class Duet:
@@ -103,35 +107,34 @@ class Duet:
         """Begin with the rows on the drafter's device, which it has read."""
         self._seq, self._noise = seq, noise
         self._window = Draft.empty(seq.lengths)
-        with self._side():
-            self._ahead()
+        self._side.begin()
 
     def settle(self, turn: Turn) -> Draft:
         """Prepare once the early exit has spoken, look up once the verdict is there; both without waiting.
 
-        The host waits for one answer: whether a row needs a fresh draft.
+        The target is at work while all this is launched. Then the host waits for one answer: whether a row needs a
+        fresh draft.
         """
         verified = self._side.mark()
         with self._side():
+            self._ahead()
             if turn.early is not None:
                 self._side.follow(self.hint.event)
                 self._prepare(self._early(turn.early))
             self._side.follow(verified)
             report_BX = turn.report.to(self._side.drafter, non_blocking=True)
             with self._trace.span("drafter.settle"):
-                settled = self._play(settle, self._seq, self._book, report_BX)
-            facts = Mail(settled.facts).tolist()
+                settled = self._play(settle, self._book, report_BX)
+            mail, window = Mail(settled.facts), self._crossed(settled.window)
             self._alive = (turn, report_BX, settled, self._book)  # until the devices have read them
-            self._seq, self._window = settled.seq, settled.window
+            self._seq, self._window = self._play(follow, self._seq, report_BX), settled.window
+            facts = mail.tolist()
             if any(wanted for _, wanted in facts):
                 self._fresh(settled)
-            window = self._crossed(self._window)
-        self._side.lead()
+                window = self._crossed(self._window)
+        self._trace.handover([hit == 1 for hit, _ in facts], self._prepared)
         if turn.early is not None:
             self._trace.instant("target.exit", self.hint.event)
-        self._trace.handover([hit == 1 for hit, _ in facts], self._prepared)
-        with self._side():
-            self._ahead()
         return window
 
     @property
@@ -167,13 +170,18 @@ class Duet:
         return Candidates(*(part.to(self._side.drafter, non_blocking=True) for part in parts))
 
     def _crossed(self, draft: Draft) -> Draft:
-        """The window on the target's device."""
+        """The window on the target's device, whose queue waits for it."""
         there = self._side.target
-        laws = None if draft.laws is None else draft.laws.to(there, non_blocking=True)
-        tokens, parents, base = (
-            part.to(there, non_blocking=True) for part in (draft.tokens, draft.parents, draft.base)
-        )
-        return Draft(tokens, parents, base, laws, draft.fanout)
+        if draft.tokens.device != there:
+            laws = None if draft.laws is None else draft.laws.to(there, non_blocking=True)
+            # In one piece: every copy between devices makes them wait for each other.
+            whole_BX = torch.cat([draft.tokens, draft.parents, draft.base[:, None]], 1)
+            tokens_BN, parents_BN, base_B1 = whole_BX.to(there, non_blocking=True).split(
+                [draft.size, draft.size, 1], 1
+            )
+            draft = Draft(tokens_BN, parents_BN, base_B1[:, 0], laws, draft.fanout)
+        self._side.lead()
+        return draft
 
     def _play(self, part: Any, *arguments: Any) -> Any:
         model = getattr(self._drafter, "model", None)

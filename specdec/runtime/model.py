@@ -164,19 +164,26 @@ class CachedModel:
             chain: whether every row of the tree is known to be a chain.
             glance: takes states while the forward goes on.
         """
-        nodes_BN, parents_BN = nodes or (tokens_BS[:, :0], tokens_BS[:, :0])
-        self._hanging = Hanging(lengths_B, nodes_BN, parents_BN, chain)
-        self._static = behind is not None and self.follows
+        nodes = nodes or (tokens_BS[:, :0], tokens_BS[:, :0])
+        self.hang(lengths_B, nodes, chain, behind is not None)
         # What the forward overwrites is no longer held, whatever becomes of the forward.
         self.memory.lengths.copy_(self.memory.common(tokens_BS, lengths_B))
         # The last committed token is always fed: its logits are wanted.
         held_B = torch.minimum(self.memory.lengths, lengths_B - 1)
         what = self._feed(tokens_BS, held_B, 0, behind or 0)
-        scores = self._forward(what, nodes_BN.shape[1] + 1, taps, glance)
+        scores = self._forward(what, nodes[0].shape[1] + 1, taps, glance)
         if self._owns:
             self.memory.hold(tokens_BS, lengths_B)
         self.memory.follows = True
         return scores
+
+    def hang(self, lengths_B: Tensor, nodes: tuple[Tensor, Tensor], chain: bool, static: bool) -> None:
+        """Say which tree hangs off the rows, for ``grow``.
+
+        ``advance`` says it too; where that was replayed from a recording it told Python nothing.
+        """
+        self._hanging = Hanging(lengths_B, *nodes, chain)
+        self._static = static and self.follows
 
     def grow(self, tokens_BW: Tensor, parents_BW: Tensor, chain: bool = False) -> Tensor:
         """Add nodes to the tree of the last ``advance``; parents count from its first node. Logits [B, W, V].

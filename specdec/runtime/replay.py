@@ -95,6 +95,7 @@ class Replay:
         if isinstance(error, torch.OutOfMemoryError):
             self._recordings.clear()
             torch.cuda.empty_cache()
+        log.debug("", exc_info=error)
         if name not in self._said:
             self._said.add(name)
             log.warning("%s cannot be recorded and is launched kernel by kernel: %s", name, error)

@@ -47,8 +47,14 @@ class Side:
     def __init__(self, target: torch.device, drafter: torch.device, replay: Replay) -> None:
         self.target, self.drafter, self.replay = target, drafter, replay
         self.signal = Signal(target)
+        self._main: Any = None
         self._queue = queue(drafter)
         self._courier = self._queue if target == drafter else queue(target)
+
+    def begin(self) -> None:
+        """What the target is told from here on goes to the queue that is its current one now."""
+        if self.target.type == "cuda":
+            self._main = torch.cuda.current_stream(self.target)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -67,14 +73,13 @@ class Side:
 
     def mark(self) -> torch.cuda.Event | None:
         """A mark in the target's own queue, behind all that it has been told."""
-        return marked(self.target)
+        return marked(self.target, self._main)
 
     def lead(self) -> None:
         """The target's own queue goes on when the drafter's has come this far."""
-        with self():
-            mark = marked(self.drafter)
-        if mark is not None and self.target.type == "cuda":
-            torch.cuda.current_stream(self.target).wait_event(mark)
+        mark = marked(self.drafter, self._queue)
+        if mark is not None and self._main is not None:
+            self._main.wait_event(mark)
 
 
 def queue(device: torch.device) -> Any:
@@ -83,11 +88,11 @@ def queue(device: torch.device) -> Any:
         return torch.cuda.Stream(device) if device.type == "cuda" else None
 
 
-def marked(device: torch.device) -> torch.cuda.Event | None:
-    """A mark behind all that a GPU's current queue has been told."""
-    if device.type != "cuda":
+def marked(device: torch.device, queue: Any) -> torch.cuda.Event | None:
+    """A mark behind all that a GPU's queue has been told."""
+    if queue is None:
         return None
     with current(device):
         event = torch.cuda.Event()
-        event.record()
+        event.record(queue)
     return event
