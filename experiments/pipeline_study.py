@@ -24,6 +24,7 @@ from torch import Tensor
 import specdec
 from drafters import ModelDrafter, NullDrafter
 from drafters.synthetic import SyntheticDrafter
+from experiments.bench_peers import PeerArm, peer_arms
 from experiments.bench_steps import text
 from experiments.folder import write_json
 from experiments.provenance import PROJECT, device_name, revision
@@ -33,6 +34,8 @@ from specdec.overlap import Overlap
 from specdec.protocols import Drafter, Forecast
 from specdec.trace import Trace
 from verifiers import FullVerifier
+
+PEER_TOKENS = 48  # of a generation: most are slow
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 samples[index].append(sample)
     plain = [sample["tokens"] for sample in samples[0]]
     rows = [{**described(arm), **summary(samples[index], plain)} for index, arm in enumerate(made)]
+    rows += [peer(verifier, arm, options) for arm in peers(verifier, made, options)]
     for row in rows:
         print(json.dumps(row), flush=True)
     write_json(options.out, {**provenance(verifier, options), "arms": rows})
@@ -89,6 +93,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--serial", nargs="+", type=int, default=[4, 5, 6])
     parser.add_argument("--exits", nargs="+", type=int, default=[6])
     parser.add_argument("--spoiled", nargs="+", type=float, default=[0.0], help="share of wrong exits")
+    parser.add_argument("--peers", nargs="*", default=[], help="other libraries, as in conf/bench.yaml")
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
@@ -128,6 +133,22 @@ def drafting(options: argparse.Namespace, agreement: float, length: int, device:
     if model is not None:
         return ModelDrafter(model, length)
     return SyntheticDrafter(options.drafter, agreement, length, dtype=options.dtype, device=device)
+
+
+def peers(verifier: FullVerifier, made: Sequence[Arm], options: argparse.Namespace) -> list[PeerArm]:
+    """Other libraries on the same weights; their draft model is that of the first serial arm."""
+    serial = next(arm.drafter for arm in made if arm.schedule == "serial")
+    assert isinstance(serial, ModelDrafter)
+    return peer_arms(verifier, serial, options.peers, PEER_TOKENS, 5)
+
+
+def peer(verifier: FullVerifier, arm: PeerArm, options: argparse.Namespace) -> dict[str, Any]:
+    """Median milliseconds per token of another library."""
+    taken = []
+    for repeat in range(-1, options.repeats):
+        window = arm(text(verifier.vocab_size, options.prompt_tokens, repeat + 3)).window
+        taken += [1e3 * window.seconds / window.tokens] if repeat >= 0 else []
+    return {"schedule": arm.name, "agreement": None, "length": arm.length, "ms_per_token": median(taken)}
 
 
 def measured(verifier: FullVerifier, arm: Arm, options: argparse.Namespace, repeat: int) -> dict[str, Any]:

@@ -55,12 +55,13 @@ def prepare(
     seq: Sequences,
     window: Draft,
     own_BMV: Tensor,
-    early: Candidates | None,
+    early_BX: Tensor | None,
     forecast: Forecast,
     drafter: BranchingDrafter,
     noise: Noise,
 ) -> Book:
-    """Drafts for the outcomes that a forecast makes likely."""
+    """Drafts for the outcomes that a forecast makes likely; the early exit's message comes packed."""
+    early = None if early_BX is None else Candidates.unpacked(early_BX, window.size)
     outcomes = forecast(window, own_BMV, early)
     return Book(seq.lengths, outcomes, drafter.branch(seq.context(), window, outcomes, noise))
 
@@ -108,6 +109,8 @@ class Duet:
         self._seq, self._noise = seq, noise
         self._window = Draft.empty(seq.lengths)
         self._side.begin()
+        with self._side():
+            self._ahead()
 
     def settle(self, turn: Turn) -> Draft:
         """Prepare once the early exit has spoken, look up once the verdict is there; both without waiting.
@@ -117,10 +120,9 @@ class Duet:
         """
         verified = self._side.mark()
         with self._side():
-            self._ahead()
             if turn.early is not None:
                 self._side.follow(self.hint.event)
-                self._prepare(self._early(turn.early))
+                self._prepare(turn.early.to(self._side.drafter, non_blocking=True))
             self._side.follow(verified)
             report_BX = turn.report.to(self._side.drafter, non_blocking=True)
             with self._trace.span("drafter.settle"):
@@ -132,9 +134,10 @@ class Duet:
             if any(wanted for _, wanted in facts):
                 self._fresh(settled)
                 window = self._crossed(self._window)
-        self._trace.handover([hit == 1 for hit, _ in facts], self._prepared)
-        if turn.early is not None:
-            self._trace.instant("target.exit", self.hint.event)
+            self._trace.handover([hit == 1 for hit, _ in facts], self._prepared)
+            if turn.early is not None:
+                self._trace.instant("target.exit", self.hint.event)
+            self._ahead()
         return window
 
     @property
@@ -152,22 +155,18 @@ class Duet:
         if self._forecast.exit is None:
             self._prepare(None)
 
-    def _prepare(self, early: Candidates | None) -> None:
+    def _prepare(self, early_BX: Tensor | None) -> None:
         if self._own is None:
             return
         with self._caring(), self._trace.span("drafter.branch"):
             self._book = self._play(
-                prepare, self._seq, self._window, self._own, early, self._forecast, self._drafter, self._noise
+                prepare, self._seq, self._window, self._own, early_BX, self._forecast, self._drafter, self._noise
             )
 
     def _fresh(self, settled: Settled) -> None:
         with self._trace.span("drafter.draft"):
             fresh = self._play(propose, self._seq.context(), self._guarded, self._noise)
             self._window = self._play(either, settled.hit, settled.window, fresh)
-
-    def _early(self, early: Candidates) -> Candidates:
-        parts = (early.tokens, early.scores, early.window)
-        return Candidates(*(part.to(self._side.drafter, non_blocking=True) for part in parts))
 
     def _crossed(self, draft: Draft) -> Draft:
         """The window on the target's device, whose queue waits for it."""

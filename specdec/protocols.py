@@ -32,8 +32,8 @@ class Evidence(Protocol):
         ...
 
     @property
-    def early(self) -> Candidates | None:
-        """What the early exit said, None without one."""
+    def early(self) -> Tensor | None:
+        """float64 [B, ...]: what the early exit said in one piece (``Candidates.packed``), None without one."""
         ...
 
     def along(self, verdict: Verdict) -> Advice | None:

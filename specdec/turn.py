@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from specdec.hypotheses import Candidates
 from specdec.sequences import Sequences
 from specdec.types import Advice
 
@@ -18,11 +17,11 @@ class Turn:
     Attributes:
         seq: the rows after it.
         advice: what the drafter wanted to see of the target, along the accepted path.
-        early: what the early exit said, None without one.
+        early: float64 [B, ...], what the early exit said in one piece (``Candidates.packed``), None without one.
         report: int64 [B, ...], all that was decided; see ``specdec.trace.report``.
     """
 
     seq: Sequences
     advice: Advice | None
-    early: Candidates | None
+    early: Tensor | None
     report: Tensor

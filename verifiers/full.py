@@ -112,7 +112,7 @@ class FullVerifier:
         if self._exit is not None and hint is not None:
             glance = self._exit.glance(self.model, draft, seq.sampling, said)
         scores = self.model.advance(seq.tokens, seq.lengths, nodes, self._taps, behind, chain, glance)
-        return FullEvidence(seq, draft, scores, said.candidates)
+        return FullEvidence(seq, draft, scores, said.packed)
 
     def commit(self, seq: Sequences, draft: Draft, verdict: Verdict) -> Sequences:
         """Append the accepted path and the token after it, and keep the path's keys and values."""
@@ -126,10 +126,10 @@ class Said:
     """Keeps what the early exit says, and hands it on at once."""
 
     hint: Hint | None
-    candidates: Candidates | None = None
+    packed: Tensor | None = None
 
     def __call__(self, candidates: Candidates) -> None:
-        self.candidates = candidates
+        self.packed = candidates.packed
         if self.hint is not None:
             self.hint(candidates)
 
@@ -141,7 +141,7 @@ class FullEvidence:
     seq: Sequences
     draft: Draft
     scores: Scores
-    early: Candidates | None
+    early: Tensor | None
 
     def laws(self) -> Tensor:
         """float [B, M, V], the law each next token is decoded under."""

@@ -1,0 +1,91 @@
+"""Drafter and target on two queues, from recordings: the tokens and rounds of the serial loop.
+
+Without a GPU a recording is a list of tensor operations, and all is done when it is told.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import FAMILIES
+from test_replay import DRAFTERS, ROWS, RULES, replaying
+
+import specdec
+from drafters import ModelDrafter, NgramDrafter
+from specdec import Sampling
+from specdec.exit import Exit
+from specdec.forecast import AllAccepted, Blend, DraftTopK, EarlyExitTopK
+from specdec.overlap import Overlap
+from verifiers import FullVerifier
+
+FORECASTS = [
+    AllAccepted(),
+    DraftTopK(4, branches=6),
+    EarlyExitTopK(Exit(2, 4)),
+    Blend(Exit(2, 4), top=4, branches=8),
+]
+
+
+def committed(result):
+    return [(entry.row, entry.accepted, entry.committed) for entry in result.trace.rounds]
+
+
+@pytest.mark.parametrize(
+    ("forecast", "name", "sampling", "rule"),
+    [
+        (forecast, name, *RULES[(index + turn) % len(RULES)])
+        for turn, forecast in enumerate(FORECASTS)
+        for index, name in enumerate(DRAFTERS)
+    ],
+    ids=lambda part: part if isinstance(part, str) else type(part).__name__,
+)
+def test_tokens_and_rounds_are_those_of_the_serial_loop(forecast, name, sampling, rule):
+    model, made = FAMILIES["llama"](), []
+    verifier, drafter = replaying(model, made), DRAFTERS[name](FAMILIES["llama"]())
+    options = {"max_new_tokens": 25, "sampling": sampling, "acceptance": rule}
+    for seed, rows in enumerate(ROWS):  # the second generation plays what the first has recorded
+        expected = specdec.generate(FullVerifier(model), DRAFTERS[name](model), rows, seed=seed, **options)
+        result = specdec.generate(verifier, drafter, rows, seed=seed, forecast=forecast, **options)
+        assert torch.equal(result.tokens, expected.tokens)
+        assert not result.metrics.faults
+        if name not in ("chain", "tree"):  # the draft models are two of the same weights
+            assert committed(result) == committed(expected)
+    assert made, "nothing was recorded"
+
+
+def test_drafts_that_were_prepared_are_used():
+    model = FAMILIES["llama"]()
+    for forecast in (DraftTopK(2), EarlyExitTopK(Exit(3, 128))):
+        verifier = replaying(model, [])
+        result = specdec.generate(verifier, ModelDrafter(model, length=4), [1, 2, 3], 60, forecast=forecast)
+        # A perfect drafter's own guesses always hit, and so do all tokens that there are.
+        assert Overlap.of(result.trace).hit_rate == 1
+        assert result.metrics.mean_accepted_tokens > 4
+
+
+def test_another_prompt_and_another_forecast_cost_no_token(tiny_llama):
+    verifier, drafter = replaying(tiny_llama, []), ModelDrafter(tiny_llama, length=3)
+    for forecast in (*FORECASTS, None, *FORECASTS):
+        for prompt, new in (([1, 2], 20), ([3] * 40, 20), ([1] * 30, 70)):
+            expected = specdec.generate(FullVerifier(tiny_llama), NgramDrafter(), prompt, max_new_tokens=new)
+            result = specdec.generate(verifier, drafter, prompt, max_new_tokens=new, forecast=forecast)
+            assert result.row() == expected.row()
+
+
+@pytest.mark.parametrize("part", ["look", "branch", "draft"])
+def test_a_drafter_that_raises_costs_its_drafts_only(tiny_llama, part):
+    class Failing(ModelDrafter):
+        calls = 0
+
+    def fails(self, *arguments):
+        Failing.calls += 1
+        if Failing.calls % 3 == 0:
+            raise RuntimeError("no")
+        return getattr(ModelDrafter, part)(self, *arguments)
+
+    setattr(Failing, part, fails)
+    expected = specdec.generate(FullVerifier(tiny_llama), NgramDrafter(), [1, 2], 40, sampling=Sampling())
+    result = specdec.generate(
+        replaying(tiny_llama, []), Failing(tiny_llama, length=3), [1, 2], 40, forecast=DraftTopK(1)
+    )
+    assert result.row() == expected.row()
