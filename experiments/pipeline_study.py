@@ -73,12 +73,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sample = measured(verifier, arm, options, repeat)
             if repeat >= 0:
                 samples[index].append(sample)
+        if repeat >= 0:  # what is measured is kept, whatever comes next
+            write(verifier, options, rows(made, samples))
+    others = [peer(verifier, arm, options) for arm in peers(verifier, made, options)]
+    write(verifier, options, [*rows(made, samples), *others])
+
+
+def rows(made: Sequence[Arm], samples: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What was measured of every arm."""
     plain = [sample["tokens"] for sample in samples[0]]
-    rows = [{**described(arm), **summary(samples[index], plain)} for index, arm in enumerate(made)]
-    rows += [peer(verifier, arm, options) for arm in peers(verifier, made, options)]
-    for row in rows:
-        print(json.dumps(row), flush=True)
-    write_json(options.out, {**provenance(verifier, options), "arms": rows})
+    return [{**described(arm), **summary(samples[index], plain)} for index, arm in enumerate(made)]
+
+
+def write(verifier: FullVerifier, options: argparse.Namespace, arms: list[dict[str, Any]]) -> None:
+    """The JSON file."""
+    write_json(options.out, {**provenance(verifier, options), "arms": arms})
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -34,7 +34,7 @@ class Candidates:
 
     @property
     def packed(self) -> Tensor:
-        """float64 [B, M * 2K + N]: all in one piece, for a journey to another device. Ids stay exact below 2^53."""
+        """float64 [B, M * 2K + N]: all in one piece, for a journey elsewhere. Ids stay exact below 2^53."""
         parts = (self.tokens.flatten(1), self.scores.flatten(1), self.window)
         return torch.cat([part.double() for part in parts], 1)
 
