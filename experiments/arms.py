@@ -10,7 +10,7 @@ import torch
 import specdec
 from specdec import Metrics, Sampling, Trace
 from specdec.acceptance import Match
-from specdec.protocols import AcceptanceRule, Drafter
+from specdec.protocols import AcceptanceRule, Channel, Drafter, Forecast
 from specdec.trace import Round
 from verifiers import FullVerifier
 
@@ -72,11 +72,13 @@ class Arm(Protocol):
 
 @dataclass(frozen=True)
 class EngineArm:
-    """A drafter through this project's engine."""
+    """A drafter through this project's engine: in turns with the target, or ahead where there is a forecast."""
 
     name: str
     verifier: FullVerifier
     drafter: Drafter
+    forecast: Forecast | None = None
+    channel: Channel | None = None
 
     def __call__(self, prompt: list[int], decoding: Decoding, seed: int) -> Reply:
         result = specdec.generate(
@@ -88,6 +90,8 @@ class EngineArm:
             acceptance=decoding.acceptance,
             seed=seed,
             stop=decoding.stop,
+            forecast=self.forecast,
+            channel=self.channel,
         )
         return Reply(result.row(), str(result.text or ""), result.metrics)
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from drafters import NullDrafter
 from experiments.arms import BASELINES, PLAIN, Arm, Decoding, EngineArm
 from experiments.job import Job
+from specdec.channel import Process
 from verifiers import FullVerifier
 
 log = logging.getLogger(__name__)
@@ -73,12 +74,23 @@ def arms(config: DictConfig, drafter: str | None, verifier: FullVerifier) -> tup
         if name not in BASELINES:
             raise ValueError(f"baselines must be among {', '.join(BASELINES)}, not {name!r}")
         made.append(BASELINES[name](name, verifier))
-    for name, part in drafters(config.get("drafter"), drafter).items():
-        made.append(EngineArm(name, verifier, instantiate(part, _convert_="all")))
+    made += [
+        engine_arm(config, name, part, verifier) for name, part in drafters(config.get("drafter"), drafter).items()
+    ]
     twice = [name for name, count in Counter(arm.name for arm in made).items() if count > 1]
     if twice:
         raise ValueError(f"two arms are called {twice[0]!r}")
     return tuple(made)
+
+
+def engine_arm(config: DictConfig, name: str, part: Any, verifier: FullVerifier) -> EngineArm:
+    """A drafter in turns with the target, or ahead of it on a channel of its own."""
+    if config.get("forecast") is None:
+        return EngineArm(name, verifier, instantiate(part, _convert_="all"))
+    forecast, channel = (instantiate(config[key], _convert_="all") for key in ("forecast", "channel"))
+    # Another process makes its drafter itself.
+    drafter = instantiate(part, _convert_="all", _partial_=isinstance(channel, Process))
+    return EngineArm(name, verifier, drafter, forecast, channel)
 
 
 def widest(arms: Sequence[Arm]) -> int:

@@ -7,7 +7,6 @@ with several draft lengths, and the schedules of PEARL, SSD and Mirror with thei
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections import defaultdict

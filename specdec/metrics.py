@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from specdec.overlap import Overlap
 from specdec.trace import Trace
 
 
@@ -40,10 +41,13 @@ class Metrics:
         positions: acceptance by depth, depth 1 first.
         seconds: wall time of the generation, prefill included.
         target_seconds: forwards of the target.
-        drafter_seconds: calls of the drafter, its model's forwards included.
+        drafter_seconds: calls of the drafter, its model's forwards included; of one that works ahead those that
+            the target waited for.
         drafter_model_seconds: forwards of the drafter's model.
         host_seconds: all that is not a forward of a model and not a model-free drafter at work.
         faults: what the drafter did wrong, and how often.
+        hit_rate: of a drafter that works ahead: share of outcomes for which its draft was ready.
+        hidden: and share of its work that was done while the target worked.
     """
 
     new_tokens: int
@@ -60,6 +64,8 @@ class Metrics:
     drafter_model_seconds: float
     host_seconds: float
     faults: dict[str, int]
+    hit_rate: float | None = None
+    hidden: float | None = None
 
     @classmethod
     def of(cls, trace: Trace) -> Metrics:
@@ -71,6 +77,9 @@ class Metrics:
         committed = [count for rounds in decoding.values() for count in rounds]
         seconds, target, drafter = trace.end - trace.start, trace.seconds("target"), trace.seconds("drafter")
         model = trace.seconds("drafter.model")
+        ahead = Overlap.of(trace) if trace.handovers else None
+        if ahead is not None:
+            drafter, model = ahead.exposed, 0.0
         return cls(
             new_tokens=sum(entry.committed for entry in trace.rounds),
             rounds=len(trace.rounds),
@@ -86,6 +95,8 @@ class Metrics:
             drafter_model_seconds=model,
             host_seconds=seconds - target - (model or drafter),
             faults=dict(trace.faults),
+            hit_rate=None if ahead is None else ahead.hit_rate,
+            hidden=None if ahead is None else ahead.hidden,
         )
 
     @property

@@ -16,13 +16,12 @@ from specdec.worker import DraftWorker
 
 @dataclass(frozen=True)
 class Inline:
-    """The drafter's side is called by the target's. On a CPU nothing overlaps.
+    """The drafter's side is called by the target's. On a CPU nothing overlaps."""
 
-    Attributes:
-        patience: seconds to wait for a draft; here every answer is there at once.
-    """
-
-    patience: float = 1.0
+    @property
+    def patience(self) -> float:
+        """Every answer is there at once."""
+        return 1.0
 
     @contextmanager
     def link(self, drafter: Drafter, forecast: Forecast, verifier: Verifier) -> Iterator[Link]:

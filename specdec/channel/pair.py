@@ -46,7 +46,8 @@ class Pair:
         self._other = 1 - rank
         self._heard: SimpleQueue[Message | None] = SimpleQueue()
         self._end = ""
-        threading.Thread(target=self._listen, name="listener", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="listener", daemon=True)
+        self._listener.start()
 
     def send(self, message: Message) -> None:
         """Let a message go. Raises ConnectionError where the other side is gone."""
@@ -83,6 +84,11 @@ class Pair:
         while not self._heard.empty():
             messages.append(self.receive(None))
         return [message for message in messages if message is not None]
+
+    def close(self) -> None:
+        """Let go of the connection, once the other side has."""
+        self._listener.join(5.0)
+        self._group = None
 
     def _listen(self) -> None:
         try:

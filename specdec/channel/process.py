@@ -10,8 +10,10 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import distributed
 
 from specdec.channel.pair import TARGET, Pair
@@ -55,13 +57,22 @@ class Process:
             assembly = None if self._address else Assembly.of(drafter, forecast, verifier)
             self._link = ProcessLink(assembly, self._address or "127.0.0.1:0", self._meeting)
             self._held = (drafter, forecast, verifier)
-        yield self._link
+        with sharing_cores(verifier.device if self._address is None else None):
+            yield self._link
 
     def close(self) -> None:
         """End the drafter's process."""
         if self._link is not None:
             self._link.close()
         self._link = self._held = None
+
+
+@dataclass
+class Ends:
+    """What a connection holds that does not end by itself."""
+
+    child: subprocess.Popen[bytes] | None = None
+    pair: Pair | None = None
 
 
 class ProcessLink:
@@ -77,8 +88,8 @@ class ProcessLink:
         self._host, _, port = address.rpartition(":")
         self._store = distributed.TCPStore(self._host, int(port), is_master=True, wait_for_workers=False)
         self._assembly, self._restarts, self._met = assembly, 0, 0
-        self._child: subprocess.Popen[bytes] | None = None
-        self._pair: Pair | None = None
+        self._ends = Ends()
+        self._finish = weakref.finalize(self, finish, self._ends)  # at the latest when this process ends
         self._meet()
         self._meeting_thread.join(meeting)
 
@@ -94,7 +105,7 @@ class ProcessLink:
         """Whether the drafter is back; one that this side has started is started again."""
         if self._meeting_thread.is_alive():
             return False
-        if self._pair is not None and not self._pair.ended:
+        if self._ends.pair is not None and not self._ends.pair.ended:
             return True
         if self._assembly is None or self._restarts < RESTARTS:
             self._restarts += 1
@@ -103,41 +114,46 @@ class ProcessLink:
 
     def close(self) -> None:
         """End the drafter's process."""
-        if self._pair is not None and not self._pair.ended:
-            try:
-                self._pair.send(Closing())
-            except ConnectionError:
-                log.debug("the drafter had ended")
-        if self._child is not None:
-            end(self._child)
+        self._finish()
 
     @property
     def _connected(self) -> Pair:
-        if self._pair is None:
+        if self._ends.pair is None:
             raise ConnectionError("the drafter's process has not come")
-        return self._pair
+        return self._ends.pair
 
     def _meet(self) -> None:
         """Start a drafter if that is ours to do, and wait for it without waiting."""
-        self._pair = None
+        self._ends.pair = None
         if self._assembly is not None:
-            if self._child is not None:
-                end(self._child)
-            self._child = started(self._assembly, self._host, self._store.port)
-            weakref.finalize(self, end, self._child)
+            if self._ends.child is not None:
+                end(self._ends.child)
+            self._ends.child = started(self._assembly, self._host, self._store.port)
         self._meeting_thread = threading.Thread(target=self._await, name="meeting", daemon=True)
         self._meeting_thread.start()
 
     def _await(self) -> None:
         while (arrived := self._store.add(ARRIVALS, 0)) <= self._met:
-            if self._child is not None and self._child.poll() is not None:
+            if self._ends.child is not None and self._ends.child.poll() is not None:
                 return
             threading.Event().wait(0.02)
         self._met = arrived
         try:
-            self._pair = Pair(self._store, str(arrived), TARGET, self._host)
+            self._ends.pair = Pair(self._store, str(arrived), TARGET, self._host)
         except ConnectionError as error:
             log.warning("%s", error)
+
+
+@contextmanager
+def sharing_cores(device: torch.device | None) -> Iterator[None]:
+    """Two processes that compute on one CPU take half of its threads each: more would wait for one another."""
+    threads = torch.get_num_threads()
+    if device is not None and device.type == "cpu":
+        torch.set_num_threads(max(1, threads - threads // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def started(assembly: Assembly, host: str, port: int) -> subprocess.Popen[bytes]:
@@ -151,6 +167,19 @@ def started(assembly: Assembly, host: str, port: int) -> subprocess.Popen[bytes]
     with stream:
         pickle.dump(assembly, stream)
     return child
+
+
+def finish(ends: Ends) -> None:
+    """Tell the drafter that it is not needed any more, and wait until it has left."""
+    if ends.pair is not None and not ends.pair.ended:
+        try:
+            ends.pair.send(Closing())
+        except ConnectionError:
+            log.debug("the drafter had ended")
+    if ends.child is not None:
+        end(ends.child)
+    if ends.pair is not None:
+        ends.pair.close()
 
 
 def end(child: subprocess.Popen[bytes]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import distributed
 
 from specdec.channel.pair import DRAFTER, Pair
@@ -32,11 +33,13 @@ class Assembly:
         drafter: the drafter, or a function that makes it.
         forecast: which outcomes to prepare for.
         target: what it may know of the target.
+        threads: for its computations on the CPU.
     """
 
     drafter: Drafter | Callable[[], Drafter]
     forecast: Forecast
     target: Absent
+    threads: int
 
     @classmethod
     def of(cls, drafter: Drafter | Callable[[], Drafter], forecast: Forecast, verifier: Verifier) -> Assembly:
@@ -44,10 +47,12 @@ class Assembly:
         network: Any = verifier.model.network
         replica = Replica(network.twin()) if verifier.device.type == "cpu" else None
         tokenizer = getattr(verifier, "tokenizer", None)
-        return cls(drafter, forecast, Absent(verifier.vocab_size, verifier.device, tokenizer, replica))
+        target = Absent(verifier.vocab_size, verifier.device, tokenizer, replica)
+        return cls(drafter, forecast, target, max(1, torch.get_num_threads() // 2))
 
     def __call__(self) -> DraftWorker:
         """Make the worker."""
+        torch.set_num_threads(self.threads)
         drafter: Any = self.drafter if hasattr(self.drafter, "draft") else self.drafter()
         return assembled(drafter, self.forecast, self.target)
 

@@ -19,7 +19,10 @@ from specdec.types import Draft
 class AllAccepted:
     """One outcome: every token of the main path, and the drafter's own next token (PEARL, arXiv 2408.11850)."""
 
-    exit: Exit | None = None
+    @property
+    def exit(self) -> Exit | None:
+        """It reads the drafter alone."""
+        return None
 
     def __call__(self, window: Draft, own_BMV: Tensor, early: Candidates | None) -> Hypotheses:
         """Own log-probabilities [B, M, V] of the drafter to one outcome per row."""

@@ -35,7 +35,7 @@ class Blend:
 
     exit: Exit = field(default_factory=Exit)
     top: int = 8
-    branches: int | None = None
+    branches: int | None = 16
     weight: float = 0.5
 
     def __post_init__(self) -> None:

@@ -27,11 +27,15 @@ class DraftTopK:
     """
 
     top: int = 8
-    branches: int | None = None
-    exit: Exit | None = None
+    branches: int | None = 16
 
     def __post_init__(self) -> None:
         check_counts(self.top, self.branches)
+
+    @property
+    def exit(self) -> Exit | None:
+        """It reads the drafter alone."""
+        return None
 
     def __call__(self, window: Draft, own_BMV: Tensor, early: Candidates | None) -> Hypotheses:
         """Own log-probabilities [B, M, V] of the drafter to outcomes."""

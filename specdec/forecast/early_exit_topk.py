@@ -28,7 +28,7 @@ class EarlyExitTopK:
     """
 
     exit: Exit = field(default_factory=Exit)
-    branches: int | None = None
+    branches: int | None = 16
 
     def __post_init__(self) -> None:
         check_counts(self.exit.top, self.branches)

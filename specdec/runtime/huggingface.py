@@ -21,6 +21,7 @@ from transformers import (
 
 from specdec.runtime.attention import Window, attend
 from specdec.runtime.compiled import CompiledLayers
+from specdec.runtime.huggingface_views import layer_list, with_layers
 from specdec.runtime.readout import Glance, Stand
 from specdec.runtime.support import refuse_unsupported
 from specdec.types import Tap
@@ -126,7 +127,7 @@ class Network:
         if self.lean is not None:
             return self.lean.read_out(state_BWX)
         stand = Stand(self._layers[-1], state_BWX, self._tuples)
-        module = _with_layers(self.module, layer_list(self.module, self.config.num_hidden_layers)[0], [stand])
+        module = with_layers(self.module, layer_list(self.module, self.config.num_hidden_layers)[0], [stand])
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             hooks.clear()  # who watches the model's steps does not mean this one
         tokens_BW = torch.zeros(state_BWX.shape[:2], dtype=torch.int64, device=state_BWX.device)
@@ -166,7 +167,7 @@ class Network:
         if not 0 < layers < self.depth:
             raise ValueError(f"exit_layer must be from 1 to {self.depth - 1} for this model, not {layers}")
         name, stack = layer_list(self.module, self.config.num_hidden_layers)
-        return _view(self, _with_layers(self.module, name, list(stack)[:layers]), layers)
+        return _view(self, with_layers(self.module, name, list(stack)[:layers]), layers)
 
     def _compiling(self, window: Window) -> AbstractContextManager[None]:
         """Layers run compiled where shapes do not depend on the rows: each would be compiled anew."""
@@ -210,42 +211,8 @@ class Network:
         return self._layers[layer - 1].register_forward_hook(after)
 
 
-def _shallow(module: nn.Module) -> Any:
-    """A copy of a module that shares its weights and children, but not the tables it keeps them in."""
-    view = copy.copy(module)
-    for name, value in vars(module).items():
-        if isinstance(value, dict):
-            view.__dict__[name] = copy.copy(value)
-    return view
-
-
-def _with_layers(module: nn.Module, name: str, layers: list[nn.Module]) -> Any:
-    """A view of a module that shares every weight, with other layers in its list of that name."""
-    *parents, last = name.split(".")
-    view = outer = _shallow(module)
-    for parent in parents:
-        inner = _shallow(getattr(outer, parent))
-        setattr(outer, parent, inner)
-        outer = inner
-    setattr(outer, last, nn.ModuleList(layers))
-    return view
-
-
 def _view(network: Network, module: Any, layers: int) -> Network:
     view = copy.copy(network)
     view.module, view._layers = module, network._layers[:layers]
     view.lean = network.lean and replace(network.lean, layers=network.lean.layers[:layers])
     return view
-
-
-def layer_list(module: PreTrainedModel, depth: int) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder layers.
-
-    Raises:
-        ValueError: no module list has as many entries as the model has layers.
-    """
-    decoder = set(module.get_decoder().modules())  # a vision tower may have as many layers
-    for name, child in module.named_modules():
-        if child in decoder and isinstance(child, nn.ModuleList) and len(child) == depth:
-            return name, child
-    raise ValueError(f"{type(module).__name__} has no list of {depth} decoder layers")

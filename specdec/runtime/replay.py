@@ -22,7 +22,7 @@ from specdec.runtime.model import Place
 log = logging.getLogger(__name__)
 
 # Recordings that are kept; the one that was not played for longest is dropped first.
-MOST = 64
+MOST = 256
 
 Key = tuple[Callable[..., Any], Any, tuple[Place, ...]]
 
