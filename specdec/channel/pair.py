@@ -113,4 +113,5 @@ class Pair:
 
 def short(error: Exception) -> str:
     """The first sentence of an error of gloo, without the place in its source."""
-    return str(error).rpartition("]")[2].split(". ")[0].strip() or str(error).partition("] ")[2].split(". ")[0]
+    message = str(error)
+    return (message.partition("] ")[2] or message).split(". ")[0]

@@ -7,14 +7,14 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import distributed
 
 from specdec.channel.pair import DRAFTER, Pair
-from specdec.channel.sides import Replica, assembled
+from specdec.channel.sides import absent, assembled
 from specdec.messages import Closing, Message, Opening, Ready
 from specdec.protocols import Drafter, Forecast, Verifier
 from specdec.worker import Absent, DraftWorker
@@ -44,10 +44,9 @@ class Assembly:
     @classmethod
     def of(cls, drafter: Drafter | Callable[[], Drafter], forecast: Forecast, verifier: Verifier) -> Assembly:
         """For a target in this process. Its layers go along where they are on the CPU."""
-        network: Any = verifier.model.network
-        replica = Replica(network.twin()) if verifier.device.type == "cpu" else None
-        tokenizer = getattr(verifier, "tokenizer", None)
-        target = Absent(verifier.vocab_size, verifier.device, tokenizer, replica)
+        target = absent(drafter, verifier)
+        if verifier.device.type != "cpu":
+            target = replace(target, model=None)
         return cls(drafter, forecast, target, max(1, torch.get_num_threads() // 2))
 
     def __call__(self) -> DraftWorker:

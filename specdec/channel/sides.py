@@ -17,7 +17,7 @@ def worker_for(drafter: Drafter, forecast: Forecast, verifier: Verifier) -> Draf
     return assembled(drafter, forecast, absent(drafter, verifier))
 
 
-def absent(drafter: Drafter, verifier: Verifier) -> Absent:
+def absent(drafter: object, verifier: Verifier) -> Absent:
     """What a drafter in the target's process may know of a target that works at the same time."""
     network: Any = verifier.model.network
     model: Any = getattr(drafter, "model", None)
@@ -28,7 +28,7 @@ def absent(drafter: Drafter, verifier: Verifier) -> Absent:
     return Absent(verifier.vocab_size, device, tokenizer, Replica(network.twin()))
 
 
-def device_of(drafter: Drafter, target: torch.device) -> torch.device:
+def device_of(drafter: object, target: torch.device) -> torch.device:
     """Where a drafter works: on the device of its model, or else on the target's."""
     model = getattr(drafter, "model", None)
     return model.device if isinstance(model, CachedModel) and not model.is_view else target

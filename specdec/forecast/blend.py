@@ -5,14 +5,14 @@ B rows, M = N + 1 places (the last committed token, then the nodes), K candidate
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from specdec.exit import Exit
 from specdec.forecast.draft_topk import check_counts
-from specdec.forecast.early_exit_topk import spoken
+from specdec.forecast.early_exit_topk import RAW, spoken
 from specdec.hypotheses import Candidates, Hypotheses, of_window
 from specdec.types import Draft
 
@@ -33,7 +33,7 @@ class Blend:
         ValueError: a number below 1, or a weight outside 0 to 1.
     """
 
-    exit: Exit = field(default_factory=Exit)
+    exit: Exit = RAW
     top: int = 8
     branches: int | None = 16
     weight: float = 0.5

@@ -5,7 +5,7 @@ B rows, M = N + 1 places (the last committed token, then the nodes), V vocabular
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -13,6 +13,8 @@ from specdec.exit import Exit
 from specdec.forecast.draft_topk import check_counts
 from specdec.hypotheses import Candidates, Hypotheses
 from specdec.types import Draft
+
+RAW = Exit()  # half of the layers, read out by the target's own norm and head
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class EarlyExitTopK:
         ValueError: a number below 1.
     """
 
-    exit: Exit = field(default_factory=Exit)
+    exit: Exit = RAW
     branches: int | None = 16
 
     def __post_init__(self) -> None:

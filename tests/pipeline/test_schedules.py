@@ -1,0 +1,153 @@
+"""Every schedule gives the tokens of the serial loop, and its rounds: only when drafts are made differs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import specdec
+from drafters import EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter, SuffixDrafter
+from specdec import Block, Coupled, Match, Ratio, Sampling
+from specdec.channel import Inline, Thread
+from specdec.exit import Exit
+from specdec.forecast import AllAccepted, Blend, DraftTopK, EarlyExitTopK
+from specdec.overlap import Overlap
+from verifiers import FullVerifier
+
+ROWS = [[1, 2, 3, 1, 2], [9], [4] * 11]
+WARM = Sampling(temperature=0.7)
+FORECASTS = [
+    AllAccepted(),
+    DraftTopK(4, branches=None),
+    DraftTopK(4, branches=6),
+    EarlyExitTopK(Exit(2, 4)),
+    Blend(Exit(2, 4), top=4, branches=8),
+]
+RULES = [
+    (Sampling(), Ratio()),
+    (WARM, Ratio()),
+    (WARM, Match()),
+    (WARM, Coupled()),
+    (Sampling(temperature=0.7, repetition_penalty=1.2), Block()),
+]
+DRAFTERS = {
+    "ngram": lambda model: NgramDrafter(),
+    "suffix": lambda model: SuffixDrafter(min_match=1),
+    "early exit": lambda model: EarlyExitDrafter(),
+    "early exit tree": lambda model: EarlyExitDrafter(width=2, nodes=5),
+    "chain": lambda model: ModelDrafter(model),
+    "tree": lambda model: ModelDrafter(model, length=3, width=2),
+}
+
+
+def name_of(part):
+    return part if isinstance(part, str) else type(part).__name__
+
+
+def committed(result):
+    return [(entry.row, entry.accepted, entry.committed) for entry in result.trace.rounds]
+
+
+@pytest.mark.parametrize("channel", [Inline(), Thread(patience=60)], ids=name_of)
+@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize(("sampling", "rule"), RULES, ids=name_of)
+@pytest.mark.parametrize("forecast", FORECASTS, ids=name_of)
+def test_tokens_and_rounds_are_those_of_the_serial_loop(
+    tiny_target, tiny_draft, forecast, sampling, rule, name, channel
+):
+    options = {"max_new_tokens": 24, "sampling": sampling, "acceptance": rule, "seed": 3}
+    verifier = FullVerifier(tiny_target)
+    expected = specdec.generate(verifier, DRAFTERS[name](tiny_draft), ROWS, **options)
+    result = specdec.generate(
+        verifier, DRAFTERS[name](tiny_draft), ROWS, forecast=forecast, channel=channel, **options
+    )
+    assert torch.equal(result.tokens, expected.tokens)
+    assert committed(result) == committed(expected)
+    assert not result.metrics.faults
+
+
+@pytest.mark.parametrize("forecast", [AllAccepted(), DraftTopK(2), EarlyExitTopK(Exit(3, 128), None)], ids=name_of)
+def test_a_perfect_drafter_is_always_prepared(tiny_target, forecast):
+    result = specdec.generate(
+        FullVerifier(tiny_target), ModelDrafter(tiny_target, length=2), [1, 2, 3], 19, forecast=forecast
+    )
+    overlap = Overlap.of(result.trace)
+    assert overlap.hit_rate == 1 and result.metrics.hit_rate == 1
+    assert result.metrics.mean_accepted_tokens == 3
+    assert overlap.branches >= len(result.trace.handovers)
+
+
+@pytest.mark.parametrize("forecast", FORECASTS, ids=name_of)
+def test_end_tokens_and_limits_inside_windows(tiny_target, forecast):
+    verifier = FullVerifier(tiny_target)
+    whole = specdec.generate(verifier, NullDrafter(), ROWS, max_new_tokens=30)
+    stop = whole.row(1)[3]
+    for options in ({"max_new_tokens": 30, "stop": stop}, {"max_new_tokens": 7}, {"max_new_tokens": 1}):
+        expected = specdec.generate(verifier, NullDrafter(), ROWS, **options)
+        result = specdec.generate(
+            verifier, ModelDrafter(tiny_target, length=8), ROWS, forecast=forecast, **options
+        )
+        assert torch.equal(result.tokens, expected.tokens)
+        assert not result.metrics.faults
+
+
+@pytest.mark.parametrize("layer", [0, 4, -1])
+def test_an_exit_that_the_target_does_not_have_is_refused(tiny_target, layer):
+    with pytest.raises(ValueError, match="layer 1 to 3"):
+        specdec.generate(FullVerifier(tiny_target), NgramDrafter(), [1], forecast=EarlyExitTopK(Exit(layer, 2)))
+
+
+def test_more_tokens_than_there_are_cannot_be_named(tiny_target):
+    with pytest.raises(ValueError, match="128 tokens"):
+        specdec.generate(FullVerifier(tiny_target), NgramDrafter(), [1], forecast=EarlyExitTopK(Exit(2, 129)))
+    with pytest.raises(ValueError, match="at least 1"):
+        Exit(2, 0)
+
+
+def test_another_vocabulary_is_refused(tiny_target, tiny_llama_of_97):
+    for channel in (Inline(), Thread()):
+        with pytest.raises(ValueError, match="vocabulary"):
+            specdec.generate(
+                FullVerifier(tiny_target),
+                ModelDrafter(tiny_llama_of_97),
+                [1],
+                forecast=DraftTopK(1),
+                channel=channel,
+            )
+
+
+@pytest.fixture
+def tiny_llama_of_97():
+    from families import FAMILIES
+
+    return FAMILIES["llama"](vocab_size=97)
+
+
+class Paused(ModelDrafter):
+    """Its every fifth draft takes longer than anybody waits."""
+
+    calls = 0
+
+    def draft(self, context, noise):
+        import time
+
+        Paused.calls += 1
+        time.sleep(0.4 if Paused.calls % 5 == 0 else 0)
+        return super().draft(context, noise)
+
+
+@pytest.mark.parametrize("rule", [Match(), Coupled()], ids=name_of)
+def test_a_drafter_that_pauses_costs_no_token(tiny_target, tiny_draft, rule):
+    options = {"max_new_tokens": 40, "sampling": WARM, "acceptance": rule, "seed": 5}
+    verifier = FullVerifier(tiny_target)
+    expected = specdec.generate(verifier, NullDrafter(), ROWS, **options)
+    result = specdec.generate(
+        verifier,
+        Paused(tiny_draft, length=3),
+        ROWS,
+        forecast=DraftTopK(1, branches=1),
+        channel=Thread(patience=0.1),
+        **options,
+    )
+    assert torch.equal(result.tokens, expected.tokens)
+    assert any("no draft in time" in fault for fault in result.metrics.faults)
