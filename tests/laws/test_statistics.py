@@ -11,7 +11,7 @@ from scipy import stats
 from test_lossless import DRAFTS, LOSSLESS, NEW, PROMPT, TARGET, WARM, Altered, argmax_with_soft_law
 
 from specdec import Block, Ratio, Trace
-from specdec.generate import noise_for
+from specdec.decode import noise_for
 from specdec.guard import Guarded
 from specdec.loop import serial
 from specdec.sequences import Sequences

@@ -1,0 +1,146 @@
+"""Outcomes, books and messages against brute force."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from specdec import Draft, Sampling, tree
+from specdec.book import Book, either
+from specdec.channel import wire
+from specdec.channel.wire import decode, encode
+from specdec.hypotheses import Candidates, Hypotheses, reach, refused
+from specdec.messages import Closing, Early, Opening, Outcome, Ready, Window
+from specdec.runtime.replay import flatten
+
+GENERATOR = torch.Generator().manual_seed(0)
+TREES = [[-1, 0, 1], [-1, -1, 0, 0, 1], [-1, 0, -2, -2], [], [-1, -1, -1]]
+
+
+def draft_of(parents):
+    parents_BN = torch.tensor([parents], dtype=torch.int64).reshape(1, -1)
+    tokens_BN = torch.randint(0, 9, parents_BN.shape, generator=GENERATOR)
+    return Draft(tokens_BN, parents_BN, torch.tensor([4]))
+
+
+@pytest.mark.parametrize("parents", TREES, ids=str)
+def test_reach_is_the_chance_of_an_end_by_brute_force(parents):
+    draft = draft_of(parents)
+    chances = (0.1 + 0.8 * torch.rand(len(parents), generator=GENERATOR)).tolist()
+    expected = [0.0] * (len(parents) + 1)
+    for taken in itertools.product((False, True), repeat=len(parents)):
+        weight = math.prod(c if t else 1 - c for c, t in zip(chances, taken, strict=True))
+        for end in range(-1, len(parents)):
+            if end >= 0 and parents[end] == tree.PAD:
+                continue
+            way, node = set(), end
+            while node >= 0:
+                way.add(node)
+                node = parents[node]
+            children = {n for n, parent in enumerate(parents) if parent == end}
+            if all(taken[n] for n in way) and not any(taken[n] for n in children):
+                expected[end + 1] += weight
+    given = reach(torch.tensor([chances]).log().reshape(1, -1), draft)[0].exp()
+    assert torch.allclose(given, torch.tensor(expected), atol=1e-6)
+
+
+def test_the_likeliest_outcomes_are_prepared_and_a_refused_token_is_none():
+    draft = draft_of([-1, 0, 0, 1])
+    tokens_BMK = torch.randint(0, 9, (1, 5, 4), generator=GENERATOR)
+    tokens_BMK[0, 0, 1], tokens_BMK[0, 1, 2] = draft.tokens[0, 0], draft.tokens[0, 2]
+    scores_BMK = torch.randn(1, 5, 4, generator=GENERATOR)
+    candidates = Candidates(tokens_BMK, scores_BMK, -torch.rand(1, 4, generator=GENERATOR))
+    ends = reach(candidates.window, draft)[0]
+    children = {m: {int(draft.tokens[0, n]) for n in range(4) if draft.parents[0, n] == m - 1} for m in range(5)}
+    gains = {
+        (m - 1, k): float(ends[m] + scores_BMK[0, m, k])
+        for m in range(5)
+        for k in range(4)
+        if int(tokens_BMK[0, m, k]) not in children[m]
+    }
+    assert int(refused(tokens_BMK, draft).sum()) == 20 - len(gains) >= 2
+    best = sorted(gains, key=gains.__getitem__, reverse=True)
+    for budget in (1, 3, 7):
+        made = Hypotheses.likeliest(candidates, draft, budget)
+        wanted = [(node, int(tokens_BMK[0, node + 1, k])) for node, k in best[:budget]]
+        assert list(zip(made.nodes[0].tolist(), made.tokens[0].tolist(), strict=True)) == wanted
+    everything = Hypotheses.likeliest(candidates, draft, None)
+    assert int((everything.nodes != tree.PAD).sum()) == len(gains)
+
+
+def book():
+    nodes, tokens = torch.tensor([[-1, 0, 1], [-1, -1, -2]]), torch.tensor([[5, 5, 6], [5, 7, 0]])
+    drafts = Draft.chain(torch.arange(12).reshape(6, 2), torch.arange(6), torch.full((6,), 2))
+    return Book(torch.tensor([10, 20]), Hypotheses(nodes, tokens), drafts)
+
+
+def test_a_book_gives_the_draft_of_what_came_true_and_no_other():
+    for nodes, tokens, base, hits in (
+        ([0, -1], [5, 7], [10, 20], [1, 4]),
+        ([1, -1], [6, 5], [10, 20], [2, 3]),
+        ([1, -2], [5, 0], [10, 20], [None, 5]),
+        ([0, -1], [5, 7], [11, 20], [None, 4]),
+        ([0, -1], [9, 9], [10, 20], [None, None]),
+    ):
+        draft, hit_B = book().look_up(torch.tensor(base), torch.tensor(nodes), torch.tensor(tokens))
+        assert hit_B.tolist() == [row is not None for row in hits]
+        for b, row in enumerate(hits):
+            assert row is None or draft.tokens[b].tolist() == [2 * row, 2 * row + 1]
+
+
+@pytest.mark.parametrize("laws", [False, True])
+@pytest.mark.parametrize("sizes", [(2, 3), (3, 1), (0, 2), (2, 0), (0, 0)], ids=str)
+def test_rows_take_the_prepared_or_the_fresh_draft(laws, sizes):
+    def made(size, start):
+        law = torch.rand(2, size, 4, generator=GENERATOR) if laws and size else None
+        tokens = start + torch.arange(2 * size).reshape(2, size)
+        return Draft.chain(tokens, torch.tensor([start, start + 1]), torch.full((2,), size), law)
+
+    prepared, fresh = made(sizes[0], 100), made(sizes[1], 200)
+    both = either(torch.tensor([True, False]), prepared, fresh)
+    for row, one in ((0, prepared), (1, fresh)):
+        real = both.parents[row] != tree.PAD
+        assert both.tokens[row][real].tolist() == one.tokens[row].tolist()
+        assert both.base[row] == one.base[row]
+        if laws and one.size:
+            assert torch.equal(both.laws[row][real], one.laws[row])
+
+
+def messages():
+    draft = draft_of([-1, 0])
+    candidates = Candidates(torch.ones(1, 3, 2).long(), torch.rand(1, 3, 2), torch.rand(1, 2))
+    one = torch.tensor([3])
+    laws = replace(draft, laws=torch.rand(1, 2, 9))
+    return [
+        Opening(7, 0, torch.ones(1, 5).long(), one, one, one, Sampling(temperature=0.5, top_k=3), 2**63, True, 9),
+        Ready(7, "no"),
+        Early(7, 3, candidates),
+        Outcome(7, 3, one, torch.ones(1, 2).long(), one, one, one, torch.tensor([True])),
+        Window(7, 3, laws, torch.tensor([False]), 4, (("look", 1.0, 2.0),), ("x: y",)),
+        Window(7, 3, Draft.empty(one), torch.tensor([False])),
+        Closing(),
+    ]
+
+
+@pytest.mark.parametrize("message", messages(), ids=lambda message: type(message).__name__)
+def test_messages_arrive_as_they_were_sent_or_not_at_all(message, monkeypatch):
+    content, sent, arrived = encode(message), [], []
+    assert flatten(decode(content), arrived) == flatten(message, sent)
+    assert all(torch.equal(a, b) for a, b in zip(sent, arrived, strict=True))
+    for size in range(0, len(content), 7):
+        with pytest.raises(ValueError, match="damaged"):
+            decode(content[:size])
+    monkeypatch.setattr(wire, "VERSION", 2)
+    with pytest.raises(ValueError, match="version"):
+        decode(content)
+
+
+def test_the_early_message_in_one_piece():
+    candidates = Candidates(torch.randint(0, 200_000, (2, 4, 3)), torch.randn(2, 4, 3), torch.randn(2, 3))
+    back = Candidates.unpacked(candidates.packed, 3)
+    assert torch.equal(back.tokens, candidates.tokens)
+    assert torch.equal(back.scores, candidates.scores) and torch.equal(back.window, candidates.window)
