@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from specdec.runtime.attention import sliding
 from specdec.runtime.lean import LeanLayer, LeanNetwork
-from specdec.runtime.likeness import likeness
+from specdec.runtime.likeness import ends_likeness, likeness
 from specdec.runtime.sight import Sight
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,9 @@ def fuse(module: Any, config: Any) -> LeanNetwork | None:
             gap = likeness(module, network)
             if not gap <= STRICT:  # nor is anything that is no number
                 raise ValueError(f"a layer's answer differs by {gap:.2g}")
+            gap = ends_likeness(module, network)
+            if not gap <= STRICT:
+                raise ValueError(f"what is before or behind its layers differs by {gap:.2g}")
             gap = distance(module, network)
     except ValueError as error:
         log.info("%s is not run by the fused kernels: %s", type(module).__name__, error)
@@ -70,7 +73,8 @@ def looks_right(module: Any, config: Any) -> bool:
     whole = {"embed_tokens", "layers", "norm", "rotary_emb"} <= {name for name, _ in base.named_children()}
     layers = all(is_plain(layer) for layer in getattr(base, "layers", [None]))
     known = rotary.get("rope_type", "default") in ROTARY and getattr(config, "max_position_embeddings", None)
-    return bool(whole and layers and known and type(module.get_output_embeddings()) is nn.Linear)
+    head = module.get_output_embeddings()
+    return bool(whole and layers and known and type(head) is nn.Linear and head.bias is None)
 
 
 def is_plain(layer: Any) -> bool:

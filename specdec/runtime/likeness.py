@@ -11,12 +11,14 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from specdec.runtime.huggingface_views import layer_list, with_layers
 from specdec.runtime.kernels.attention import attend_reference
 from specdec.runtime.kernels.linear import linear_reference
 from specdec.runtime.kernels.rotary import rotate_reference
 from specdec.runtime.lean import Kernels, LeanLayer, LeanNetwork
+from specdec.runtime.readout import Stand
 from specdec.runtime.sight import Sight
 
 TOKENS = 32
@@ -48,6 +50,42 @@ def likeness(module: Any, network: LeanNetwork) -> float:
         gap = float((ours_WX - theirs_1WX[0]).norm() / (theirs_1WX - x_1WX).norm())
         worst = gap if not gap <= worst else worst  # what is no number counts
     return worst
+
+
+@torch.no_grad()
+def ends_likeness(module: Any, network: LeanNetwork) -> float:
+    """The larger gap of two: what goes into the first layer, and the logits of a state behind the last.
+
+    Found here: embeddings or logits that are scaled, capped or shifted, another final norm.
+    """
+    state_1WX = scattered(1, TOKENS, network.embed.shape[1]).to(network.embed.device)
+    tokens_1W = torch.arange(TOKENS, device=state_1WX.device)[None] % len(network.embed)
+    between = Between(state_1WX, module.get_decoder().layers[0])
+    name, _ = layer_list(module, len(module.get_decoder().layers))
+    view = with_layers(module, name, [between])
+    base, head = view.get_decoder(), copy.deepcopy(module.get_output_embeddings()).float()
+    base.norm = copy.deepcopy(base.norm).float()
+    view.set_output_embeddings(head)
+    theirs_WV = view(input_ids=tokens_1W, use_cache=False).logits[0]
+    ours_WV = linear_reference(
+        state_1WX[0], network.head.float(), gain=network.norm.float(), epsilon=network.epsilon
+    )
+    embedded_WX = network.embed[tokens_1W[0]]
+    entering = float((between.entered[0] - embedded_WX).float().norm() / embedded_WX.float().norm())
+    leaving = float((ours_WV - theirs_WV).norm() / theirs_WV.norm())
+    return max(entering, leaving) if leaving == leaving else leaving
+
+
+class Between(Stand):
+    """In place of all layers; notes what goes in."""
+
+    def __init__(self, state_1WX: Tensor, layer: nn.Module) -> None:
+        super().__init__(layer, state_1WX, tuples=False)
+
+    def forward(self, hidden_states: Tensor, *others: Any, **options: Any) -> Any:
+        """The state, whatever went in."""
+        self.entered = hidden_states
+        return super().forward()
 
 
 def scattered(*shape: int) -> Tensor:

@@ -11,7 +11,7 @@ from families import tiny
 pytest.importorskip("triton")
 
 from specdec.runtime.fuse import STRICT, looks_right, packed
-from specdec.runtime.likeness import likeness
+from specdec.runtime.likeness import ends_likeness, likeness
 
 
 def gap(kind: str, dtype: torch.dtype = torch.float32, **changes: Any) -> float:
@@ -51,6 +51,28 @@ def test_what_is_like_llama(kind: str, changes: dict[str, Any], dtype: torch.dty
 )
 def test_what_only_looks_like_it(kind: str, changes: dict[str, Any]) -> None:
     assert not gap(kind, **changes) < 2 * STRICT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3", "Granite"])
+def test_what_is_before_and_behind_the_layers(kind: str, dtype: torch.dtype) -> None:
+    module: Any = tiny(kind).to(dtype)
+    before = module(torch.tensor([[3, 1, 4]])).logits
+    assert ends_likeness(module, packed(module, module.config)) < 1e-5
+    assert torch.equal(module(torch.tensor([[3, 1, 4]])).logits, before), "the module is another now"
+
+
+@pytest.mark.parametrize("changes", [{"logits_scaling": 1.12}, {"embedding_multiplier": 1.05}])
+def test_scaled_embeddings_and_logits_are_noticed(changes: dict[str, Any]) -> None:
+    module: Any = tiny("Granite", **changes).bfloat16()
+    assert looks_right(module, module.config)
+    assert ends_likeness(module, packed(module, module.config)) > 2 * STRICT
+
+
+def test_a_head_with_a_bias_is_another_kind() -> None:
+    module: Any = tiny("Llama")
+    module.lm_head = torch.nn.Linear(module.lm_head.in_features, module.lm_head.out_features)
+    assert not looks_right(module, module.config)
 
 
 def test_the_module_is_left_as_it_was() -> None:
