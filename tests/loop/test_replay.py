@@ -276,11 +276,11 @@ def test_a_draft_model_that_failed_looks_at_the_rows_again(tiny_llama):
     drafter = ModelDrafter(tiny_llama, length=3)
     grow, calls = drafter.model.grow, []
 
-    def failing(*what):
+    def failing(*what, **options):
         calls.append(what)
         if 3 <= len(calls) <= 5:
             raise RuntimeError("not now")
-        return grow(*what)
+        return grow(*what, **options)
 
     drafter.model.grow = failing
     verifier = replaying(tiny_llama, [])
