@@ -61,6 +61,16 @@ def test_a_row_s_bits_do_not_depend_on_how_many_go_with_it(kernels):
         assert torch.equal(kernels.linear.linear(x_MK[:tokens], weight, tile=tile), whole[:tokens])
 
 
+@pytest.mark.parametrize("room", [99 << 10, 163 << 10, 227 << 10], ids=["small", "A100", "Hopper"])
+def test_a_tile_fits_into_the_memory_of_a_program_or_is_not_kept_there(kernels, room):
+    sizes = [(t, n, k, g) for t in (1, 2, 4, 5, 16, 64) for n in (256, 4096) for k in (576, 12288) for g in (0, 1)]
+    for tokens, outputs, inputs, gated in sizes:
+        tile = kernels.linear.tile_for(tokens, outputs, inputs, bool(gated), 2, room)
+        held = (tile.outputs * (1 + gated) + max(16, tokens)) * tile.inputs * 2
+        assert tile.stages == 1 or held * tile.stages <= room
+    assert kernels.linear.tile_for(8, 6144, 4096, False, 2, 227 << 10).stages == 4  # what was measured stays
+
+
 def cache(rows=2, heads=2, slots=200, size=32):
     return draw(rows, heads, slots + 1, size, seed=5), draw(rows, heads, slots + 1, size, seed=6)
 

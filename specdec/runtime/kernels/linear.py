@@ -5,8 +5,10 @@ M tokens (rows of the input), K input features, N output features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,6 +17,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # Tokens of one call; beyond that a product of matrices is bound by arithmetic, and libraries do it better.
 WIDEST = 64
+HOPPER_ROOM = 227 << 10  # bytes of shared memory that a program can have
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ def linear(
 ) -> Tensor:  # fmt: skip
     """``rms_norm(x) @ weight.T + bias + residual`` in one kernel for up to ``WIDEST`` tokens.
 
-    Each output is summed over the inputs in one order, whatever M is up to 16: a token's bits do not depend on
-    how many others go with it.
+    Each output is summed over the inputs in one order for one tile, whatever M is up to 16: as long as the tile
+    stays, a token's bits do not depend on how many others go with it.
 
     Args:
         x_MK: [M, K].
@@ -63,7 +66,7 @@ def linear(
     outputs = weight.shape[0] // 2 if gated else weight.shape[0]
     if tokens > WIDEST:
         return by_library(x_MK, weight, gain, epsilon, bias, residual_MN, gated)
-    tile = tile or tile_for(tokens, outputs, inputs, gated, weight.element_size())
+    tile = tile or tile_for(tokens, outputs, inputs, gated, weight.element_size(), room_on(weight.device))
     out_MN = x_MK.new_empty(tokens, outputs)
     parts = (x_MK if part is None else part for part in (gain, bias, residual_MN))
     options: dict[str, object] = {
@@ -83,18 +86,38 @@ def linear(
     return out_MN
 
 
-def tile_for(tokens: int, outputs: int, inputs: int, gated: bool, size: int = 2) -> Tile:
-    """Enough programs for every multiprocessor, and enough bytes in flight for each; measured on an H100.
+def tile_for(tokens: int, outputs: int, inputs: int, gated: bool, size: int = 2, room: int = HOPPER_ROOM) -> Tile:
+    """Enough programs for every multiprocessor, and enough bytes in flight for each; measured on H100 and H200.
 
-    One token is fastest without tensor cores, and so are up to four where the weight is small; ``size`` is the
-    width of a weight in bytes.
+    Where the weight is small, few tokens are fastest without tensor cores: one in any case, more where there are
+    few outputs. Where it is large, tensor cores are, even for one token, but where there are few outputs.
+
+    Args:
+        tokens, outputs, inputs: sizes of the product.
+        gated: whether there are two weights.
+        size: bytes of an element.
+        room: bytes of shared memory that a program can have.
     """
-    small = outputs * inputs <= 1 << 22
-    if tokens == 1 or (tokens == 2 and small) or (tokens <= 4 and small and not gated):
-        return Tile(4 if outputs > inputs and not gated else 2, 1024, 4, 2, False)
-    stages = 5 if gated else 4 if outputs > inputs else 6
-    shape = (64, 64, 4) if gated else (64, 128, 8 if outputs > inputs else 4)
-    return Tile(*shape, max(2, stages * 2 // size), True)
+    small, wide = outputs * inputs <= 1 << 22, outputs > inputs
+    if gated:
+        few = Tile(2, 1024, 4, 2, False) if tokens == 1 else Tile(4, 256, 4, 2, False)
+        tile = few if small and tokens <= 2 else Tile(64, 128, 8, 3, True)
+    elif wide:
+        # The norm keeps squares of all its inputs' tokens in registers: of many tokens, fewer inputs fit.
+        many = Tile(64, 256, 4, 4, True) if tokens <= 16 else Tile(64, 128, 8, 4, True)
+        tile = Tile(4, 1024, 4, 2, False) if small and tokens == 1 else many
+    elif small:
+        tile = Tile(2, 1024, 4, 2, False) if tokens <= 4 else Tile(16, 512, 2, 3, True)
+    else:
+        tile = Tile(8, 1024, 4, 2, False) if tokens == 1 else Tile(64, 256, 4, 5, True)
+    rows = tile.outputs * (2 if gated else 1) + max(16, triton.next_power_of_2(tokens))
+    return replace(tile, stages=max(1, min(tile.stages, room // (rows * tile.inputs * size))))
+
+
+@cache
+def room_on(device: torch.device) -> int:
+    """Bytes of shared memory that a program can have on a device."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 0
 
 
 def by_library(
@@ -197,14 +220,14 @@ def _many(
         gdc_wait()
     sum = tl.zeros([BN, BM], tl.float32)
     up = tl.zeros([BN, BM], tl.float32)
-    squares = tl.zeros([BM], tl.float32)
+    squares = tl.zeros([BK, BM], tl.float32)
     for start in range(0, inputs, BK):
         inside = start + k < inputs
         w = tl.load(weights + start, mask=row & inside[None, :], other=0.0, eviction_policy="evict_first")
         x_KM = tl.load(x + m[None, :] * inputs + start + k[:, None], mask=column & inside[:, None], other=0.0)
         if NORM:
             wide = x_KM.to(tl.float32)
-            squares += tl.sum(wide * wide, 0)
+            squares += wide * wide  # added up behind the loop: there, programs need not wait for each lane
             scale = tl.load(gain + start + k, mask=inside, other=0.0).to(tl.float32)
             x_KM = (wide * scale[:, None]).to(w.dtype)
         sum = tl.dot(w, x_KM, sum, input_precision=PRECISION)
@@ -214,7 +237,7 @@ def _many(
     if OVERLAP:
         gdc_launch_dependents()
     if NORM:
-        size = 1 / tl.sqrt(squares / inputs + epsilon)
+        size = 1 / tl.sqrt(tl.sum(squares, 0) / inputs + epsilon)
         sum *= size[None, :]
         up *= size[None, :]
     if GATED:
