@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from specdec.hypotheses import Candidates
 from specdec.runtime import CachedModel
 from specdec.runtime.readout import Glance
 from specdec.sampling import Sampling
+from specdec.translator import load_translator
 from specdec.types import Draft
 
 Hint = Callable[[Candidates], None]
@@ -30,24 +32,44 @@ class Exit:
         layer: how many layers to run; None is half of them.
         top: K, tokens per position.
         translator: maps states [..., hidden] from there to what the last layer would say; None is the identity.
+        trained: in its place, the name of a target that trained exits are shipped for, or a file of them; see
+            ``specdec.translator``.
+
+    Raises:
+        ValueError: ``top`` below 1, or a trained exit without its layer or beside a translator.
     """
 
     layer: int | None = None
     top: int = 8
     translator: Callable[[Tensor], Tensor] | None = None
+    trained: str | None = None
 
     def __post_init__(self) -> None:
         if self.top < 1:
             raise ValueError(f"an early exit must name at least 1 token per position, not {self.top}")
+        if self.trained is not None and (self.layer is None or self.translator is not None):
+            raise ValueError("a trained exit is named by its file and its layer, and has no other translator")
+
+    @cached_property
+    def map(self) -> Callable[[Tensor], Tensor] | None:
+        """The translator, read when it is first asked for. Raises ValueError where there is none."""
+        if self.trained is None or self.layer is None:
+            return self.translator
+        return load_translator(self.trained, self.layer)
 
     def of(self, model: CachedModel) -> int:
-        """The layer in a model. Raises ValueError where it has no such layer, or fewer tokens than ``top``."""
+        """The layer in a model.
+
+        Raises:
+            ValueError: it has no such layer, or fewer tokens than ``top``, or there is no such trained exit.
+        """
         depth = model.network.depth
         layer = depth // 2 if self.layer is None else self.layer
         if not 0 < layer < depth:
             raise ValueError(f"the early exit must be after layer 1 to {depth - 1} of this target, not {layer}")
         if self.top > model.vocab_size:
             raise ValueError(f"the target has {model.vocab_size} tokens: an early exit cannot name {self.top}")
+        self.map  # noqa: B018 - what is missing is said before the first token
         return layer
 
     def glance(self, model: CachedModel, draft: Draft, sampling: Sampling, hint: Hint) -> Glance:
@@ -55,8 +77,8 @@ class Exit:
 
         def take(state_BWX: Tensor) -> None:
             state_BMX = state_BWX[:, -(draft.size + 1) :]
-            if self.translator is not None:
-                state_BMX = self.translator(state_BMX)
+            if self.map is not None:
+                state_BMX = self.map(state_BMX)
             hint(Candidates.top(sampling.soft(model.network.read_out(state_BMX)), draft, self.top))
 
         return Glance(self.of(model), take)

@@ -5,6 +5,7 @@ B rows, M = N + 1 places (the last committed token, then the nodes), K candidate
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,10 @@ UNNAMED = 1.0  # how much less likely than its last token the exit takes a token
 
 @dataclass(frozen=True)
 class Blend:
-    """Tokens that either source names, ranked by a weighted mean of both log-probabilities.
+    """Tokens that either source names, ranked by a weighted mean of both probabilities.
+
+    A mean of log-probabilities prepares for less: there, a drafter that is wrong and sure of it refuses what the
+    exit names.
 
     Attributes:
         exit: where the target speaks early, and how many tokens it names per place.
@@ -36,7 +40,7 @@ class Blend:
     exit: Exit = RAW
     top: int = 8
     branches: int | None = 16
-    weight: float = 0.5
+    weight: float = 0.8
 
     def __post_init__(self) -> None:
         check_counts(min(self.top, self.exit.top), self.branches)
@@ -61,4 +65,9 @@ class Blend:
         return Hypotheses.likeliest(both, window, self.branches)
 
     def _mix(self, exit: Tensor, own: Tensor) -> Tensor:
-        return self.weight * exit + (1 - self.weight) * own
+        return torch.logaddexp(exit + log(self.weight), own + log(1 - self.weight))
+
+
+def log(weight: float) -> float:
+    """Its logarithm, minus infinity for 0."""
+    return math.log(weight) if weight else -math.inf
