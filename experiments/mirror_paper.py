@@ -76,15 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     options = parsed(given)
     verifier = FullVerifier(PAIR, dtype="float32", device="cpu")
+    command = shlex.join(["python", "-m", "experiments.mirror_paper", *given])
+    origin = {**provenance([], verifier), "command": command, "clock": "virtual"}
     plain = specdec.generate(verifier, NullDrafter(), PROMPT, options.new_tokens).row()
     console, found = Console(width=110), []
     for setting in (Setting(cost == "flat", share) for cost in options.branches for share in options.spoiled):
         tasks = {task: studied(verifier, task, setting, options, plain) for task in options.tasks}
         found.append({**asdict(setting), "tasks": tasks, **summary(tasks)})
         console.print(table(setting, tasks))
-    origin = {**provenance([], verifier), "clock": "virtual"}
-    command = shlex.join(["python", "-m", "experiments.mirror_paper", *given])
-    write_json(options.out, {**origin, "command": command, **described(options), "settings": found})
+    write_json(options.out, {**origin, **described(options), "settings": found})
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
