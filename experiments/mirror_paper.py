@@ -188,7 +188,10 @@ def described(options: argparse.Namespace) -> dict[str, Any]:
 def table(setting: Setting, tasks: dict[str, Any]) -> Table:
     """One row per task; in brackets what the paper says."""
     cost = "cost what one does" if setting.flat else "cost what was measured"
-    made = Table(title=f"{BRANCHES} branches {cost}, exit wrong in {setting.spoiled:.0%} of the states")
+    made = Table(
+        title=f"{BRANCHES} branches {cost}, exit wrong in {setting.spoiled:.0%} of the states",
+        caption=f"virtual time; in brackets the paper's; needed: the agreement that would give the paper's {OURS}",
+    )
     first = next(iter(tasks.values()))
     for head in ("task", "agreement", *first["schedules"], "needed"):
         made.add_column(head, justify="left" if head == "task" else "right")
