@@ -80,6 +80,11 @@ class EngineArm:
     forecast: Forecast | None = None
     channel: Channel | None = None
 
+    @property
+    def virtual(self) -> bool:
+        """Whether its times are computed from costs."""
+        return self.channel is not None and self.channel.costs is not None
+
     def __call__(self, prompt: list[int], decoding: Decoding, seed: int) -> Reply:
         result = specdec.generate(
             self.verifier,

@@ -40,7 +40,8 @@ def build(config: DictConfig, drafter: str | None) -> Job:
     made = arms(config, drafter, verifier)
     if config.fixed_width:
         verifier.width = widest(made)
-    return Job(verifier, made, prompts, decoding, config.seed)
+    virtual = any(isinstance(arm, EngineArm) and arm.virtual for arm in made)
+    return Job(verifier, made, prompts, decoding, config.seed, virtual)
 
 
 def check(config: DictConfig) -> None:
@@ -69,11 +70,8 @@ def decoding_of(config: DictConfig) -> Decoding:
 
 def arms(config: DictConfig, drafter: str | None, verifier: FullVerifier) -> tuple[Arm, ...]:
     """Plain decoding, the baselines, the drafters. Raises ValueError for an unknown or a repeated name."""
-    made: list[Arm] = [EngineArm(PLAIN, verifier, NullDrafter())]
-    for name in config.baselines or ():
-        if name not in BASELINES:
-            raise ValueError(f"baselines must be among {', '.join(BASELINES)}, not {name!r}")
-        made.append(BASELINES[name](name, verifier))
+    plain = EngineArm(PLAIN, verifier, NullDrafter(), channel=channel_of(config))
+    made: list[Arm] = [plain, *baselines(config.baselines or (), verifier, plain.virtual)]
     made += [
         engine_arm(config, name, part, verifier) for name, part in drafters(config.get("drafter"), drafter).items()
     ]
@@ -85,12 +83,30 @@ def arms(config: DictConfig, drafter: str | None, verifier: FullVerifier) -> tup
 
 def engine_arm(config: DictConfig, name: str, part: Any, verifier: FullVerifier) -> EngineArm:
     """A drafter in turns with the target, or ahead of it on a channel of its own."""
-    if config.get("forecast") is None:
-        return EngineArm(name, verifier, instantiate(part, _convert_="all"))
-    forecast, channel = (instantiate(config[key], _convert_="all") for key in ("forecast", "channel"))
+    forecast, channel = instantiate(config.get("forecast"), _convert_="all"), channel_of(config)
     # Another process makes its drafter itself.
-    drafter = instantiate(part, _convert_="all", _partial_=isinstance(channel, Process))
+    elsewhere = forecast is not None and isinstance(channel, Process)
+    drafter = instantiate(part, _convert_="all", _partial_=elsewhere)
     return EngineArm(name, verifier, drafter, forecast, channel)
+
+
+def channel_of(config: DictConfig) -> Any:
+    """A channel of an arm's own."""
+    return instantiate(config.channel, _convert_="all")
+
+
+def baselines(names: Sequence[str], verifier: FullVerifier, virtual: bool) -> list[Arm]:
+    """Other ways to decode. On virtual time there are none: nobody says what they cost.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    for name in names:
+        if name not in BASELINES:
+            raise ValueError(f"baselines must be among {', '.join(BASELINES)}, not {name!r}")
+    if virtual and names:
+        log.warning("%s has no virtual time and is left out", " and ".join(names))
+    return [] if virtual else [BASELINES[name](name, verifier) for name in names]
 
 
 def widest(arms: Sequence[Arm]) -> int:

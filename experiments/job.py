@@ -29,6 +29,7 @@ class Job:
         prompts: what is decoded.
         decoding: how.
         seed: of all randomness.
+        virtual: whether times are computed from costs (``specdec.channel.Simulated``), and none is taken.
     """
 
     verifier: FullVerifier
@@ -36,6 +37,7 @@ class Job:
     prompts: tuple[Prompt, ...]
     decoding: Decoding
     seed: int
+    virtual: bool = False
 
     def steps(self, prompt: Prompt, shift: int = 0) -> list[tuple[int, Arm]]:
         """The turns of a prompt, each with every arm. ``shift`` says how far the arms are rotated."""

@@ -25,7 +25,9 @@ NOTES = (
     "Accepted at depth: share of the drafts' tokens there, given that the earlier ones were accepted.",
     "Time: T forwards of the target, D the drafter at work (forwards of its model, if any), host the rest.",
 )
+VIRTUAL = "virtual time: speeds are computed from channel.costs, whatever machine this is"
 SYNTHETIC = "synthetic weights: speeds are real, texts mean nothing"
+SYNTHETIC_TEXTS = "synthetic weights: texts mean nothing"
 SAMPLED = "Equal, n/a: sampled replies need not be plain's (acceptance=match and coupled keep its tokens)."
 
 
@@ -93,9 +95,11 @@ def statement(target: str, dtype: str, device: str, decoding: Decoding) -> str:
     return " · ".join((target, dtype, device, law(decoding), rule(decoding)))
 
 
-def remarks(target: str) -> tuple[str, ...]:
-    """What a reader must know about a target, by its name."""
-    return (SYNTHETIC,) if target.startswith(PREFIX) else ()
+def remarks(target: str, virtual: bool = False) -> tuple[str, ...]:
+    """What a reader must know of the figures: by the target's name, and whether times are computed."""
+    synthetic = target.startswith(PREFIX)
+    weights = SYNTHETIC_TEXTS if virtual else SYNTHETIC
+    return ((weights,) if synthetic else ()) + ((VIRTUAL,) if virtual else ())
 
 
 def law(decoding: Decoding) -> str:

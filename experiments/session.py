@@ -62,12 +62,12 @@ def run_session(
     folder.open(config)
     logger, journal = instantiate(config.logger), Journal(folder.results)
     job = build(config, drafter)
-    folder.write_provenance(provenance(overrides, job.verifier))
+    folder.write_provenance(provenance(overrides, job.verifier) | {"clock": "virtual" if job.virtual else "wall"})
     title = headline(config.target, job)
     say(console, f"{title} · prompts: {len(job.prompts)} · arms: {len(job.arms)}")
     interrupted = decode(job, journal, config.warmup, console)
     with console.status("comparing replies"):  # a difference is replayed in higher precision
-        report = replace(report_on(job, journal, title), remarks=remarks(config.target))
+        report = replace(report_on(job, journal, title), remarks=remarks(config.target, job.virtual))
     folder.write_summary(as_json(report))
     if report.summaries:
         save_plot(folder.plot, title, report.summaries)
@@ -86,7 +86,8 @@ def say(console: Console, line: str) -> None:
 
 def headline(target: str, job: Job) -> str:
     """What runs where, in one line."""
-    return statement(target, dtype_name(job.verifier), device_name(job.verifier.device), job.decoding)
+    device = "virtual time" if job.virtual else device_name(job.verifier.device)
+    return statement(target, dtype_name(job.verifier), device, job.decoding)
 
 
 def decode(job: Job, journal: Journal, warmup: int, console: Console) -> bool:
@@ -94,7 +95,7 @@ def decode(job: Job, journal: Journal, warmup: int, console: Console) -> bool:
     keys = [(prompt.id, turn, arm.name) for prompt in job.prompts for turn, arm in job.steps(prompt)]
     if all(key in journal for key in keys):
         return False
-    if busy():
+    if not job.virtual and busy():
         log.warning("other programs keep this machine busy: timings will be noisy")
     try:
         warm_up(job, warmup)

@@ -1,6 +1,7 @@
 """From rows to rows: the loops with their parts put together.
 
-In turns or ahead, with every operation launched by the host or replayed on the device.
+In turns or ahead, with every operation launched by the host or replayed on the device; on a clock that is read
+or on one that is paid.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from specdec.channel import Inline
 from specdec.channel.sides import absent
 from specdec.duet import Duet
+from specdec.exit import Exit
 from specdec.guard import Guarded
 from specdec.loop import pipelined, serial
 from specdec.messages import Opening, moved
@@ -25,16 +27,24 @@ from specdec.runtime.clock import DeviceClock
 from specdec.runtime.replay import Replay, current
 from specdec.runtime.streams import Side
 from specdec.sequences import Sequences
-from specdec.stage import Stage
-from specdec.trace import Timed, Trace
+from specdec.stage import Live, Stage
+from specdec.trace import Trace
+from specdec.virtual import Scene, VirtualClock
 
 
 def in_turns(
-    seq: Sequences, drafter: Drafter, verifier: Verifier, accept: AcceptanceRule, seed: int, trace: Trace
+    seq: Sequences,
+    drafter: Drafter,
+    verifier: Verifier,
+    accept: AcceptanceRule,
+    seed: int,
+    trace: Trace,
+    channel: Channel,
 ) -> Sequences:
-    """Decode by the serial loop."""
-    decode = plainly if verifier.replay is None else replayed
-    return decode(seq, drafter, verifier, accept, seed, trace)
+    """Decode by the serial loop, in one host thread whatever the channel."""
+    if verifier.replay is not None and channel.costs is None:
+        return replayed(seq, drafter, verifier, accept, seed, trace)
+    return plainly(seq, drafter, verifier, accept, seed, trace, channel)
 
 
 def ahead(
@@ -54,14 +64,21 @@ def ahead(
 
 
 def plainly(
-    seq: Sequences, drafter: Drafter, verifier: Verifier, accept: AcceptanceRule, seed: int, trace: Trace
+    seq: Sequences,
+    drafter: Drafter,
+    verifier: Verifier,
+    accept: AcceptanceRule,
+    seed: int,
+    trace: Trace,
+    channel: Channel,
 ) -> Sequences:
     """Decode with every operation launched by the host."""
     guarded = Guarded(drafter, trace)
     guarded.begin(verifier, seq)
     verifier.begin(seq, guarded.wants)
-    with trace.running({"target": module(verifier), "drafter.model": module(drafter)}):
-        return serial(seq, Timed(guarded, trace), verifier, accept, noise_for(seq, seed, accept), trace)
+    stage = staged(channel, trace, verifier, {"drafter.model": module(drafter)})
+    with trace.running(stage.networks):
+        return serial(seq, guarded, verifier, accept, noise_for(seq, seed, accept), trace, stage)
 
 
 def pipeline(
@@ -76,10 +93,11 @@ def pipeline(
 ) -> Sequences:
     """Decode while the drafter works on its own side of a channel."""
     verifier.begin(seq, exit=forecast.exit)
-    with channel.link(drafter, forecast, verifier) as link, trace.running({"target": module(verifier)}):
+    stage = staged(channel, trace, verifier, {}, forecast.exit)
+    with channel.link(drafter, forecast, verifier, trace.clock) as link, trace.running(stage.networks):
         partner = Partner(link, trace, channel.patience)
         partner.open(opening(seq, verifier, accept, seed), verifier.device)
-        return pipelined(seq, partner, verifier, accept, noise_for(seq, seed, accept), trace)
+        return pipelined(seq, partner, verifier, accept, noise_for(seq, seed, accept), trace, stage)
 
 
 def together(
@@ -113,6 +131,21 @@ def together(
         duet.open(theirs, noise_for(theirs, seed, accept, side.replay))
         stage = Stage(replay, trace, (verifier.model,), guarded.static, verifier.width)
         return pipelined(seq, duet, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
+
+
+def staged(
+    channel: Channel,
+    trace: Trace,
+    verifier: Verifier,
+    networks: dict[str, torch.nn.Module | None],
+    exit: Exit | None = None,
+) -> Live | Scene:
+    """What plays the parts at the target's side; ``networks`` are further ones to time. The clock is set."""
+    if channel.costs is None:
+        return Live(trace, {"target": module(verifier), **networks})
+    trace.clock = clock = VirtualClock()
+    depth = verifier.model.network.depth
+    return Scene(trace, clock, channel.costs, None if exit is None else exit.of(verifier.model) / depth)
 
 
 def opening(seq: Sequences, verifier: Verifier, accept: AcceptanceRule, seed: int) -> Opening:

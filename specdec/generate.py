@@ -76,7 +76,8 @@ def generate(
         stream: called as tokens are committed, with the row's index and its new tokens.
         forecast: which outcomes the drafter prepares for while the target works (see ``specdec.forecast``); None
             drafts and verifies in turns.
-        channel: how target and drafter talk then (see ``specdec.channel``); ``Inline()`` if None.
+        channel: how target and drafter talk then (see ``specdec.channel``), and on which clock in either case;
+            ``Inline()`` if None.
 
     Raises:
         ValueError: an empty prompt, one that does not fit the model's positions, token ids outside the
@@ -89,10 +90,11 @@ def generate(
     accept = acceptance or Ratio()
     seq = Sequences.start(rows, max_new_tokens, ends, sampling, verifier.device)
     trace = Trace(listener=None if stream is None else Streamer(stream))
+    channel = channel or Inline()
     if forecast is not None:
-        seq = ahead(seq, drafter, verifier, accept, seed, trace, forecast, channel or Inline())
+        seq = ahead(seq, drafter, verifier, accept, seed, trace, forecast, channel)
     else:
-        seq = in_turns(seq, drafter, verifier, accept, seed, trace)
+        seq = in_turns(seq, drafter, verifier, accept, seed, trace, channel)
     return result(seq, trace, accept.lossless, tokenizer, single)
 
 

@@ -5,6 +5,9 @@ B rows, N nodes, V target vocabulary.
 
 from __future__ import annotations
 
+from inspect import unwrap
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
@@ -34,7 +37,7 @@ class Guarded:
     def __init__(self, drafter: Drafter, trace: Trace, replay: Replay | None = None) -> None:
         self._drafter, self._trace, self._replay = drafter, trace, replay
         self._vocabulary = 0
-        trace.drafter = type(drafter).__name__
+        trace.drafter = type(unwrap(cast(Any, drafter))).__name__
 
     @property
     def wants(self) -> tuple[Tap, ...]:

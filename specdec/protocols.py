@@ -22,6 +22,8 @@ from specdec.types import Advice, Context, Draft, Tap, Verdict
 
 if TYPE_CHECKING:
     from specdec.partner import Link
+    from specdec.planner import Costs
+    from specdec.trace import Clock
 
 
 class Evidence(Protocol):
@@ -165,8 +167,15 @@ class Channel(Protocol):
         """Seconds to wait for a draft before a round goes without."""
         ...
 
-    def link(self, drafter: Drafter, forecast: Forecast, verifier: Verifier) -> AbstractContextManager[Link]:
-        """A connection for one generation."""
+    @property
+    def costs(self) -> Costs | None:
+        """What the parts of a round cost, on a virtual clock; None takes the time as it passes."""
+        ...
+
+    def link(
+        self, drafter: Drafter, forecast: Forecast, verifier: Verifier, clock: Clock
+    ) -> AbstractContextManager[Link]:
+        """A connection for one generation, whose trace goes by ``clock``."""
         ...
 
 

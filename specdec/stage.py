@@ -1,10 +1,12 @@
-"""The parts of a round on a device: replayed where that can be, and timed there."""
+"""The parts of a round at the target's side, and their times: called by the host, or replayed on a device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from specdec.loop import propose, verify
 from specdec.runtime.model import CachedModel, Place
@@ -13,6 +15,26 @@ from specdec.trace import Trace
 from specdec.types import Draft
 
 LANES = {verify: "target", propose: "drafter"}
+
+
+@dataclass(frozen=True)
+class Live:
+    """Plays the parts of one generation by calling them. Of a verification the target's forward is timed.
+
+    Attributes:
+        trace: takes the times.
+        networks: whose forwards it is to time, by lane.
+    """
+
+    trace: Trace
+    networks: dict[str, nn.Module | None]
+
+    def __call__(self, part: Callable[..., Any], *arguments: Any) -> Any:
+        """Play one part."""
+        if part is not propose:
+            return part(*arguments)
+        with self.trace.span(LANES[part]):
+            return part(*arguments)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specdec.protocols import Drafter
 from specdec.report import BEFORE, COMMITTED, ENDED, FACTS, FAULTS, TOKENS, Step
 from specdec.runtime.clock import DeviceClock
 from specdec.runtime.mail import Mail
-from specdec.types import Draft
 
 log = logging.getLogger(__name__)
+
+Clock = Callable[[], Any]  # seconds, or what a device's clock makes seconds of
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Trace:
         lag: rounds that the host may run ahead of what it has read, so that a device need not wait for it.
     """
 
-    clock: Callable[[], Any] = time.perf_counter
+    clock: Clock = time.perf_counter
     listener: Callable[[list[Step]], None] | None = None
     lag: int = 0
     drafter: str = "drafter"
@@ -186,17 +186,3 @@ class Trace:
     def seconds(self, lane: str) -> float:
         """Total time on a lane."""
         return sum(span.seconds for span in self.spans if span.lane == lane)
-
-
-class Timed:
-    """A drafter whose every call is a span on the lane "drafter"."""
-
-    def __init__(self, drafter: Drafter, trace: Trace) -> None:
-        self._drafter, self._trace = drafter, trace
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._drafter, name)
-
-    def draft(self, *args: Any) -> Draft:
-        with self._trace.span("drafter"):
-            return self._drafter.draft(*args)

@@ -22,7 +22,7 @@ from specdec.noise import Noise, Still
 from specdec.protocols import Drafter, Forecast, Verifier
 from specdec.runtime import CachedModel
 from specdec.sequences import Sequences
-from specdec.trace import Trace
+from specdec.trace import Clock, Trace
 from specdec.types import Draft
 
 
@@ -67,12 +67,18 @@ class DraftWorker:
         forecast: which outcomes to prepare for.
         target: what is known of the target; None asks nothing but the width of its vocabulary.
         device: where the rows are kept.
+        clock: seconds, for its spans.
     """
 
     def __init__(
-        self, drafter: Drafter, forecast: Forecast, device: torch.device, target: Absent | None = None
+        self,
+        drafter: Drafter,
+        forecast: Forecast,
+        device: torch.device,
+        target: Absent | None = None,
+        clock: Clock = time.perf_counter,
     ) -> None:
-        self._forecast, self._target, self._device = forecast, target, device
+        self._forecast, self._target, self._device, self._clock = forecast, target, device, clock
         self._trace = Trace()
         self._drafter, self._guarded = drafter, Guarded(drafter, self._trace)
         self._desk: Desk | None = None
@@ -136,7 +142,8 @@ class DraftWorker:
         desk = self._desk
         if desk is None or outcome.generation != desk.generation or outcome.round <= desk.settled:
             return None
-        prepared, hit_B = self._look_up(desk, outcome)
+        with self._spanning(desk, "settle"):
+            prepared, hit_B = self._look_up(desk, outcome)
         desk.seq = followed(desk.seq, outcome)
         desk.settled, desk.round, desk.own, desk.book = outcome.round, outcome.round + 1, None, None
         hit_B = hit_B & ~outcome.ended
@@ -176,11 +183,11 @@ class DraftWorker:
 
     @contextmanager
     def _spanning(self, desk: Desk, what: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = self._clock()
         try:
             yield
         finally:
-            desk.spans.append((what, start, time.perf_counter()))
+            desk.spans.append((what, start, self._clock()))
 
     @contextmanager
     def _caring(self, desk: Desk, what: str) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from specdec.channel.inline import Inline
 from specdec.channel.process import Process
+from specdec.channel.simulated import Simulated
 from specdec.channel.thread import Thread
 
-__all__ = ["Inline", "Process", "Thread"]
+__all__ = ["Inline", "Process", "Simulated", "Thread"]

@@ -11,6 +11,7 @@ from specdec.channel.sides import worker_for
 from specdec.messages import Message, Outcome, moved
 from specdec.partner import Link
 from specdec.protocols import Drafter, Forecast, Verifier
+from specdec.trace import Clock
 from specdec.worker import DraftWorker
 
 
@@ -18,15 +19,17 @@ from specdec.worker import DraftWorker
 class Inline:
     """The drafter's side is called by the target's. On a CPU nothing overlaps."""
 
+    costs = None
+
     @property
     def patience(self) -> float:
         """Every answer is there at once."""
         return 1.0
 
     @contextmanager
-    def link(self, drafter: Drafter, forecast: Forecast, verifier: Verifier) -> Iterator[Link]:
+    def link(self, drafter: Drafter, forecast: Forecast, verifier: Verifier, clock: Clock) -> Iterator[Link]:
         """A connection for one generation."""
-        yield InlineLink(worker_for(drafter, forecast, verifier))
+        yield InlineLink(worker_for(drafter, forecast, verifier, clock))
 
 
 class InlineLink:

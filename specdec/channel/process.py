@@ -21,6 +21,7 @@ from specdec.channel.serve import ARRIVALS, PREFACE, Assembly
 from specdec.messages import Closing, Message
 from specdec.partner import Link
 from specdec.protocols import Drafter, Forecast, Verifier
+from specdec.trace import Clock
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class Process:
         meeting: seconds to wait for the drafter to come.
     """
 
+    costs = None
+
     def __init__(self, patience: float = 1.0, address: str | None = None, meeting: float = 120.0) -> None:
         self.patience, self._address, self._meeting = patience, address, meeting
         self._held: tuple[object, object, object] | None = None
@@ -46,11 +49,12 @@ class Process:
 
     @contextmanager
     def link(
-        self, drafter: Drafter | Callable[[], Drafter], forecast: Forecast, verifier: Verifier
+        self, drafter: Drafter | Callable[[], Drafter], forecast: Forecast, verifier: Verifier, clock: Clock
     ) -> Iterator[Link]:
         """A connection for one generation; the process stays for the next.
 
         A function that makes the drafter is called over there; a drafter is sent there, with its weights.
+        Its spans go by the clock over there: the target's reaches this process only.
         """
         if self._link is None or self._held != (drafter, forecast, verifier):
             self.close()

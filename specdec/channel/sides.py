@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 
 from specdec.protocols import Drafter, Forecast, Verifier
 from specdec.runtime import CachedModel
+from specdec.trace import Clock
 from specdec.worker import Absent, DraftWorker
 
 
-def worker_for(drafter: Drafter, forecast: Forecast, verifier: Verifier) -> DraftWorker:
+def worker_for(drafter: Drafter, forecast: Forecast, verifier: Verifier, clock: Clock) -> DraftWorker:
     """A worker in the target's process, that shares weights with it, but neither a cache nor a module."""
-    return assembled(drafter, forecast, absent(drafter, verifier))
+    return assembled(drafter, forecast, absent(drafter, verifier), clock)
 
 
 def absent(drafter: object, verifier: Verifier) -> Absent:
@@ -34,10 +36,12 @@ def device_of(drafter: object, target: torch.device) -> torch.device:
     return model.device if isinstance(model, CachedModel) and not model.is_view else target
 
 
-def assembled(drafter: Drafter, forecast: Forecast, target: Absent) -> DraftWorker:
+def assembled(
+    drafter: Drafter, forecast: Forecast, target: Absent, clock: Clock = time.perf_counter
+) -> DraftWorker:
     """A worker on the drafter's device."""
     device = device_of(drafter, target.device)
-    return DraftWorker(drafter, forecast, device, replace(target, device=device))
+    return DraftWorker(drafter, forecast, device, replace(target, device=device), clock)
 
 
 class Replica(CachedModel):

@@ -12,6 +12,7 @@ from specdec.channel.sides import worker_for
 from specdec.messages import Closing, Message, moved
 from specdec.partner import Link
 from specdec.protocols import Drafter, Forecast, Verifier
+from specdec.trace import Clock
 from specdec.worker import DraftWorker
 
 
@@ -24,11 +25,12 @@ class Thread:
     """
 
     patience: float = 1.0
+    costs = None
 
     @contextmanager
-    def link(self, drafter: Drafter, forecast: Forecast, verifier: Verifier) -> Iterator[Link]:
+    def link(self, drafter: Drafter, forecast: Forecast, verifier: Verifier, clock: Clock) -> Iterator[Link]:
         """A connection for one generation; the thread ends with it."""
-        made = ThreadLink(worker_for(drafter, forecast, verifier))
+        made = ThreadLink(worker_for(drafter, forecast, verifier, clock))
         try:
             yield made
         finally:

@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments import data
-from experiments.report import SYNTHETIC, remarks
+from experiments.report import SYNTHETIC, VIRTUAL, remarks
 from experiments.run import CONF
 from specdec.runtime.synthetic import SHAPES, Synthetic, successors
 
@@ -98,3 +98,31 @@ def test_a_wrong_value_is_one_line(pair: Any, override: str, told: str) -> None:
 
 def test_real_targets_need_no_remark() -> None:
     assert remarks("Qwen/Qwen3-8B") == () and remarks("smollm2-135m-instruct") == ()
+
+
+def test_virtual_time_is_computed_and_said_so(pair: Any) -> None:
+    options = ("channel=simulated", "drafter.agreement=0.5", "forecast=early_exit_topk", "max_new_tokens=40")
+    done, again, slow = (
+        pair(*options, *more, folder=folder)
+        for folder, more in (("a", ()), ("b", ()), ("c", ("channel.costs.early=3",)))
+    )
+    assert done.status == 0, done.said
+    assert done.summary["title"].startswith("synthetic/tiny · float32 · virtual time")
+    assert VIRTUAL in done.said and VIRTUAL in done.summary["remarks"]
+    assert "speeds are real" not in done.said
+    assert "hf_generate has no virtual time and is left out" in done.said
+    assert json.loads((done.folder / "provenance.json").read_text())["clock"] == "virtual"
+    arms = done.summary["arms"]
+    assert list(arms) == ["plain", "synthetic/tiny"]
+    assert arms["plain"]["tokens_per_second"] == pytest.approx(1e3 / 5.04)
+    assert again.summary["arms"] == arms
+    assert slow.summary["arms"]["synthetic/tiny"]["speedup"] < arms["synthetic/tiny"]["speedup"]
+
+
+def test_virtual_time_in_turns(pair: Any) -> None:
+    done = pair("channel=simulated", "drafter.agreement=1", "max_new_tokens=61")
+    arm = done.summary["arms"]["synthetic/tiny"]
+    # A prompt, then ten rounds: five steps of 0.84, a verification of 6 tokens between 5.2 and 5.3, the host.
+    target, drafter, host = 5.04 + 10 * 5.25, 10 * 5 * 0.84, 10 * 0.02
+    assert arm["tokens_per_second"] == pytest.approx(61e3 / (target + drafter + host))
+    assert arm["shares"]["drafter"] == pytest.approx(drafter / (target + drafter + host))
