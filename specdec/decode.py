@@ -27,6 +27,7 @@ from specdec.runtime.streams import Side
 from specdec.sequences import Sequences
 from specdec.stage import Stage
 from specdec.trace import Timed, Trace
+from specdec.transit import crossings
 
 
 def in_turns(
@@ -60,8 +61,9 @@ def plainly(
     guarded = Guarded(drafter, trace)
     guarded.begin(verifier, seq)
     verifier.begin(seq, guarded.wants)
+    noise = noise_for(seq, seed, accept)
     with trace.running({"target": module(verifier), "drafter.model": module(drafter)}):
-        return serial(seq, Timed(guarded, trace), verifier, accept, noise_for(seq, seed, accept), trace)
+        return serial(seq, Timed(guarded, trace), verifier, accept, noise, trace, trace.play)
 
 
 def pipeline(
@@ -79,7 +81,7 @@ def pipeline(
     with channel.link(drafter, forecast, verifier) as link, trace.running({"target": module(verifier)}):
         partner = Partner(link, trace, channel.patience)
         partner.open(opening(seq, verifier, accept, seed), verifier.device)
-        return pipelined(seq, partner, verifier, accept, noise_for(seq, seed, accept), trace)
+        return pipelined(seq, partner, verifier, accept, noise_for(seq, seed, accept), trace, trace.play)
 
 
 def together(
@@ -112,7 +114,9 @@ def together(
         duet = Duet(drafter, guarded, forecast, side, trace)
         duet.open(theirs, noise_for(theirs, seed, accept, side.replay))
         stage = Stage(replay, trace, (verifier.model,), guarded.static, verifier.width)
-        return pipelined(seq, duet, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
+        seq = pipelined(seq, duet, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
+    trace.spans += crossings(trace.spans)
+    return seq
 
 
 def opening(seq: Sequences, verifier: Verifier, accept: AcceptanceRule, seed: int) -> Opening:

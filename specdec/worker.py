@@ -22,7 +22,7 @@ from specdec.noise import Noise, Still
 from specdec.protocols import Drafter, Forecast, Verifier
 from specdec.runtime import CachedModel
 from specdec.sequences import Sequences
-from specdec.trace import Trace
+from specdec.trace import Span, Trace
 from specdec.types import Draft
 
 
@@ -56,7 +56,12 @@ class Desk:
     own: Tensor | None = None
     book: Book | None = None
     settled: int = -1
-    spans: list[tuple[str, float, float]] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+
+    def heard(self, lane: str, message: Early | Outcome) -> None:
+        """Note a message's journey, if the connection looked."""
+        if message.sent is not None and message.arrived is not None:
+            self.spans.append(Span(lane, message.sent, message.arrived, message.round))
 
 
 class DraftWorker:
@@ -128,6 +133,7 @@ class DraftWorker:
         """Prepare for what the target's early exit makes likely."""
         desk = self._desk
         if desk is not None and (message.generation, message.round) == (desk.generation, desk.round):
+            desk.heard("link.early", message)
             self._prepare(desk, message.candidates)
 
     @torch.inference_mode()
@@ -136,15 +142,18 @@ class DraftWorker:
         desk = self._desk
         if desk is None or outcome.generation != desk.generation or outcome.round <= desk.settled:
             return None
-        prepared, hit_B = self._look_up(desk, outcome)
-        desk.seq = followed(desk.seq, outcome)
-        desk.settled, desk.round, desk.own, desk.book = outcome.round, outcome.round + 1, None, None
-        hit_B = hit_B & ~outcome.ended
+        desk.heard("link.outcome", outcome)
+        desk.round = outcome.round
+        with self._spanning(desk, "settle"):
+            prepared, hit_B = self._look_up(desk, outcome)
+            desk.seq = followed(desk.seq, outcome)
+            hit_B = hit_B & ~outcome.ended
         fresh = Draft.empty(desk.seq.lengths)
         if not bool((hit_B | outcome.ended).all()):
             with self._spanning(desk, "draft"):
                 fresh = self._guarded.draft(desk.seq.context(), desk.noise)
-        desk.window = either(hit_B, prepared, fresh)
+        desk.window, desk.own, desk.book = either(hit_B, prepared, fresh), None, None
+        desk.settled, desk.round = outcome.round, outcome.round + 1
         return self._answer(desk, hit_B, prepared)
 
     def _look_up(self, desk: Desk, outcome: Outcome) -> tuple[Draft, Tensor]:
@@ -180,7 +189,7 @@ class DraftWorker:
         try:
             yield
         finally:
-            desk.spans.append((what, start, time.perf_counter()))
+            desk.spans.append(Span(f"drafter.{what}", start, time.perf_counter(), desk.round))
 
     @contextmanager
     def _caring(self, desk: Desk, what: str) -> Iterator[None]:
