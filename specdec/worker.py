@@ -152,9 +152,8 @@ class DraftWorker:
         if not bool((hit_B | outcome.ended).all()):
             with self._spanning(desk, "draft"):
                 fresh = self._guarded.draft(desk.seq.context(), desk.noise)
-        desk.window, desk.own, desk.book = either(hit_B, prepared, fresh), None, None
-        desk.settled, desk.round = outcome.round, outcome.round + 1
-        return self._answer(desk, hit_B, prepared)
+        desk.window = either(hit_B, prepared, fresh)
+        return self._answer(desk, hit_B)
 
     def _look_up(self, desk: Desk, outcome: Outcome) -> tuple[Draft, Tensor]:
         if desk.book is None:
@@ -172,12 +171,14 @@ class DraftWorker:
             drafts = self._branching.branch(context, desk.window, outcomes, desk.noise)
             desk.book = Book(desk.seq.lengths, outcomes, drafts)
 
-    def _answer(self, desk: Desk, hit_B: Tensor, prepared: Draft) -> Window:
-        spans, desk.spans = tuple(desk.spans), []
+    def _answer(self, desk: Desk, hit_B: Tensor) -> Window:
+        """The window; the desk is clear for the next round."""
         faults = tuple(self._trace.faults.elements())
         self._trace.faults.clear()
-        branches = len(prepared.base)
-        return Window(desk.generation, desk.round - 1, desk.window, hit_B, branches, spans, faults)
+        branches = 0 if desk.book is None else len(desk.book.drafts.base)
+        window = Window(desk.generation, desk.round, desk.window, hit_B, branches, tuple(desk.spans), faults)
+        desk.settled, desk.round, desk.own, desk.book, desk.spans = desk.round, desk.round + 1, None, None, []
+        return window
 
     @property
     def _branching(self) -> Any:
