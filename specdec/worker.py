@@ -58,11 +58,6 @@ class Desk:
     settled: int = -1
     spans: list[Span] = field(default_factory=list)
 
-    def heard(self, lane: str, message: Early | Outcome) -> None:
-        """Note a message's journey, if the connection looked."""
-        if message.sent is not None and message.arrived is not None:
-            self.spans.append(Span(lane, message.sent, message.arrived, message.round))
-
 
 class DraftWorker:
     """Answers messages. Nothing it does, fails to do or does twice can change a token.
@@ -89,11 +84,22 @@ class DraftWorker:
 
     def serve(self, messages: list[Message], answer: Callable[[Message], None]) -> None:
         """Take messages that have come in, and then work ahead. What a later message overtakes is left out."""
+        for message in messages:
+            self.hear(message)
         for message in overtaken(messages):
             reply = self.handle(message)
             if reply is not None:
                 answer(reply)
         self.ahead()
+
+    def hear(self, message: Message) -> None:
+        """Note a message's journey, if the connection looked; whether it is taken or overtaken does not matter."""
+        desk = self._desk
+        if desk is None or not isinstance(message, Early | Outcome) or message.generation != desk.generation:
+            return
+        if message.sent is not None and message.arrived is not None:
+            lane = "link.early" if isinstance(message, Early) else "link.outcome"
+            desk.spans.append(Span(lane, message.sent, message.arrived, message.round))
 
     def handle(self, message: Message) -> Ready | Window | None:
         """Take a message; what there is to answer."""
@@ -133,7 +139,6 @@ class DraftWorker:
         """Prepare for what the target's early exit makes likely."""
         desk = self._desk
         if desk is not None and (message.generation, message.round) == (desk.generation, desk.round):
-            desk.heard("link.early", message)
             self._prepare(desk, message.candidates)
 
     @torch.inference_mode()
@@ -142,7 +147,6 @@ class DraftWorker:
         desk = self._desk
         if desk is None or outcome.generation != desk.generation or outcome.round <= desk.settled:
             return None
-        desk.heard("link.outcome", outcome)
         desk.round = outcome.round
         with self._spanning(desk, "settle"):
             prepared, hit_B = self._look_up(desk, outcome)

@@ -40,7 +40,9 @@ class InlineLink:
         """The worker takes it now; what it could have done before, it does first."""
         if isinstance(message, Outcome) or not self._answers:
             self._worker.ahead()
-        answer = self._worker.handle(arriving(moved(leaving(message), self._worker.device)))
+        message = arriving(moved(leaving(message), self._worker.device))
+        self._worker.hear(message)
+        answer = self._worker.handle(message)
         if answer is not None:
             self._answers.append(arriving(leaving(answer)))
 
