@@ -41,11 +41,12 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Reply:
-    """New tokens (the end token included), the text they stand for, and what they took."""
+    """New tokens (the end token included), the text they stand for, what they took, and what happened when."""
 
     tokens: list[int]
     text: str
     metrics: Metrics
+    trace: Trace
 
 
 class Arm(Protocol):
@@ -98,7 +99,7 @@ class EngineArm:
             forecast=self.forecast,
             channel=self.channel,
         )
-        return Reply(result.row(), str(result.text or ""), result.metrics)
+        return Reply(result.row(), str(result.text or ""), result.metrics, result.trace)
 
     def repeats_plain(self, decoding: Decoding) -> bool:
         return decoding.reproducible
@@ -132,7 +133,7 @@ class HuggingFaceArm:
             tokens = whole_1S[0, len(prompt) :].tolist()
         trace.rounds += [Round(row=0, drafted=0, nodes=0, accepted=0, committed=1) for _ in tokens]
         tokenizer: Any = self.verifier.tokenizer
-        return Reply(tokens, tokenizer.decode(tokens, skip_special_tokens=True), Metrics.of(trace))
+        return Reply(tokens, tokenizer.decode(tokens, skip_special_tokens=True), Metrics.of(trace), trace)
 
     def repeats_plain(self, decoding: Decoding) -> bool:
         return decoding.sampling.greedy

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from specdec import Trace, perfetto
 
 # They change neither tokens nor timings: a data file may have moved, a logger comes after the fact.
 FREE = ("data.path", "logger")
 
 
 class Folder:
-    """Files of one run: results.jsonl, summary.json, config.yaml, provenance.json, plot.png."""
+    """Files of one run: results.jsonl, summary.json, config.yaml, provenance.json, trace.json, plot.png."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.results, self.plot = path / "results.jsonl", path / "plot.png"
         self.config, self.provenance = path / "config.yaml", path / "provenance.json"
-        self.summary = path / "summary.json"
+        self.summary, self.trace = path / "summary.json", path / "trace.json"
 
     def open(self, config: DictConfig) -> None:
         """Keep the resolved configuration of a new run; check that of a run that goes on.
@@ -43,6 +46,11 @@ class Folder:
         first = json.loads(self.provenance.read_text()) if self.provenance.exists() else None
         whole = found if first is None else {**first, "resumed": [*first.get("resumed", ()), found]}
         write_json(self.provenance, whole)
+
+    def write_traces(self, traces: Mapping[str, Trace]) -> None:
+        """Store what happened when, by arm, for ui.perfetto.dev; a continued run keeps what is there."""
+        if traces and not self.trace.exists():
+            perfetto.save(self.trace, traces)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Store the aggregated figures."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from experiments.arms import PLAIN, Arm, Decoding
 from experiments.journal import Entry, Journal
 from experiments.prompt import Prompt
+from specdec import Trace
 from specdec.prompts import encode
 from verifiers import FullVerifier
 
@@ -59,7 +60,7 @@ def warm_up(job: Job, rounds: int) -> None:
             arm(prompt, decoding, job.seed)
 
 
-def run(job: Job, journal: Journal, advance: Callable[[int], object]) -> None:
+def run(job: Job, journal: Journal, advance: Callable[[int], object], traces: dict[str, Trace]) -> None:
     """Answer what the journal lacks. The order of the arms rotates from prompt to prompt.
 
     A prompt that an arm fails on is recorded as failed and left; the others run.
@@ -68,12 +69,13 @@ def run(job: Job, journal: Journal, advance: Callable[[int], object]) -> None:
         job: what to run.
         journal: what is done, and where answers go.
         advance: called with the number of replies that were settled.
+        traces: takes that of every arm's first reply, by its name.
     """
     for index, prompt in enumerate(job.prompts):
         steps = job.steps(prompt, index)
         for done, (turn, arm) in enumerate(steps):
             if (prompt.id, turn, arm.name) not in journal:
-                entry = attempt(job, prompt, turn, arm, journal)
+                entry = attempt(job, prompt, turn, arm, journal, traces)
                 journal.append(entry)
                 if entry.error is not None:
                     log.error("%s failed with %s and is left out: %s", prompt.id, arm.name, entry.error)
@@ -82,7 +84,7 @@ def run(job: Job, journal: Journal, advance: Callable[[int], object]) -> None:
             advance(1)
 
 
-def attempt(job: Job, prompt: Prompt, turn: int, arm: Arm, journal: Journal) -> Entry:
+def attempt(job: Job, prompt: Prompt, turn: int, arm: Arm, journal: Journal, traces: dict[str, Trace]) -> Entry:
     """One arm's answer to one turn, or why there is none."""
     blank = Entry(prompt.id, prompt.category, turn, arm.name)
     try:
@@ -91,6 +93,7 @@ def attempt(job: Job, prompt: Prompt, turn: int, arm: Arm, journal: Journal) -> 
     except Exception as error:  # one prompt that does not fit must not cost the others
         log.debug("%s failed with %s", prompt.id, arm.name, exc_info=error)
         return replace(blank, error=f"{type(error).__name__}: {error}")
+    traces.setdefault(arm.name, reply.trace)
     metrics = reply.metrics.as_dict()
     return replace(blank, prompt_tokens=len(ids), tokens=reply.tokens, text=reply.text, metrics=metrics)
 

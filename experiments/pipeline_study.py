@@ -27,6 +27,7 @@ from experiments.bench_peers import PeerArm, peer_arms
 from experiments.bench_steps import text
 from experiments.folder import write_json
 from experiments.provenance import PROJECT, device_name, revision
+from specdec import Result, perfetto
 from specdec.exit import Exit
 from specdec.forecast import AllAccepted, DraftTopK, EarlyExitTopK
 from specdec.overlap import Overlap
@@ -67,13 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verifier = FullVerifier(options.target, dtype=options.dtype, device=options.devices[0])
     made = list(arms(options))
     samples: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    traces: dict[int, Trace] = {}
     for repeat in range(-2, options.repeats):  # the first two make recordings
         for index, arm in enumerate(made):
-            sample = measured(verifier, arm, options, repeat)
+            result = generated(verifier, arm, options, repeat)
             if repeat >= 0:
-                samples[index].append(sample)
+                samples[index].append(measured(result))
+                traces[index] = result.trace
         if repeat >= 0:  # what is measured is kept, whatever comes next
             write(verifier, options, rows(made, samples))
+            save_trace(options.trace, made, traces)
     others = [peer(verifier, arm, options) for arm in peers(verifier, made, options)]
     write(verifier, options, [*rows(made, samples), *others])
 
@@ -87,6 +91,13 @@ def rows(made: Sequence[Arm], samples: dict[int, list[dict[str, Any]]]) -> list[
 def write(verifier: FullVerifier, options: argparse.Namespace, arms: list[dict[str, Any]]) -> None:
     """The JSON file."""
     write_json(options.out, {**provenance(verifier, options), "arms": arms})
+
+
+def save_trace(path: Path | None, made: Sequence[Arm], traces: dict[int, Trace]) -> None:
+    """What happened in the first Mirror arm's last generation, for ``experiments.timeline``."""
+    if path is not None:
+        index = next(index for index, arm in enumerate(made) if arm.schedule.startswith("Mirror"))
+        perfetto.save(path, {made[index].schedule: traces[index]})
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -106,6 +117,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("pipeline.json"))
+    parser.add_argument("--trace", type=Path, help="file for a trace of the first Mirror arm, to be drawn")
     return parser.parse_args(arguments)
 
 
@@ -159,12 +171,16 @@ def peer(verifier: FullVerifier, arm: PeerArm, options: argparse.Namespace) -> d
     return {"schedule": arm.name, "agreement": None, "length": arm.length, "ms_per_token": median(taken)}
 
 
-def measured(verifier: FullVerifier, arm: Arm, options: argparse.Namespace, repeat: int) -> dict[str, Any]:
+def generated(verifier: FullVerifier, arm: Arm, options: argparse.Namespace, repeat: int) -> Result:
     """One generation."""
     prompt = text(verifier.vocab_size, options.prompt_tokens, repeat + 3)
-    result = specdec.generate(
+    return specdec.generate(
         verifier, arm.drafter, prompt, max_new_tokens=options.new_tokens, forecast=arm.forecast
     )
+
+
+def measured(result: Result) -> dict[str, Any]:
+    """What it took."""
     overlap = Overlap.of(result.trace)
     return {
         "ms_per_token": 1e3 * overlap.seconds / max(1, sum(e.committed for e in result.trace.rounds[1:])),

@@ -31,6 +31,7 @@ from experiments.plot import save_plot
 from experiments.provenance import busy, device_name, dtype_name, provenance
 from experiments.report import Report, remarks, statement
 from experiments.summary import DEFINITIONS, summarise
+from specdec import Trace
 from specdec.triage import Triage
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,9 @@ def run_session(
     folder.write_provenance(provenance(overrides, job.verifier) | {"clock": "virtual" if job.virtual else "wall"})
     title = headline(config.target, job)
     say(console, f"{title} · prompts: {len(job.prompts)} · arms: {len(job.arms)}")
-    interrupted = decode(job, journal, config.warmup, console)
+    traces: dict[str, Trace] = {}
+    interrupted = decode(job, journal, traces, config.warmup, console)
+    folder.write_traces(traces)
     with console.status("comparing replies"):  # a difference is replayed in higher precision
         report = replace(report_on(job, journal, title), remarks=remarks(config.target, job.virtual))
     folder.write_summary(as_json(report))
@@ -90,7 +93,7 @@ def headline(target: str, job: Job) -> str:
     return statement(target, dtype_name(job.verifier), device, job.decoding)
 
 
-def decode(job: Job, journal: Journal, warmup: int, console: Console) -> bool:
+def decode(job: Job, journal: Journal, traces: dict[str, Trace], warmup: int, console: Console) -> bool:
     """Run all that is not done yet; whether Ctrl-C ended it."""
     keys = [(prompt.id, turn, arm.name) for prompt in job.prompts for turn, arm in job.steps(prompt)]
     if all(key in journal for key in keys):
@@ -100,7 +103,7 @@ def decode(job: Job, journal: Journal, warmup: int, console: Console) -> bool:
     try:
         warm_up(job, warmup)
         with bar(console, len(keys)) as progress:
-            run(job, journal, progress)
+            run(job, journal, progress, traces)
     except KeyboardInterrupt:
         return True
     return False

@@ -29,6 +29,7 @@ from specdec.runtime.streams import Side
 from specdec.sequences import Sequences
 from specdec.stage import Live, Stage
 from specdec.trace import Trace
+from specdec.transit import crossings
 from specdec.virtual import Scene, VirtualClock
 
 
@@ -130,7 +131,9 @@ def together(
         duet = Duet(drafter, guarded, forecast, side, trace)
         duet.open(theirs, noise_for(theirs, seed, accept, side.replay))
         stage = Stage(replay, trace, (verifier.model,), guarded.static, verifier.width)
-        return pipelined(seq, duet, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
+        seq = pipelined(seq, duet, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
+    trace.spans += crossings(trace.spans)
+    return seq
 
 
 def staged(

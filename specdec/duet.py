@@ -5,6 +5,7 @@ B rows, M = N + 1 places of a window, V vocabulary, J new tokens.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from specdec.report import BEFORE, COMMITTED, ENDED, NODE, TOKENS
 from specdec.runtime.mail import Mail
 from specdec.runtime.streams import Side
 from specdec.sequences import Sequences
-from specdec.trace import Trace
+from specdec.trace import Span, Trace
 from specdec.turn import Turn
 from specdec.types import Draft
 from specdec.worker import followed
@@ -108,6 +109,7 @@ class Duet:
         """Begin with the rows on the drafter's device, which it has read."""
         self._seq, self._noise = seq, noise
         self._window = Draft.empty(seq.lengths)
+        self._answered = time.perf_counter()
         self._side.begin()
         with self._side():
             self._ahead()
@@ -125,20 +127,32 @@ class Duet:
                 self._prepare(turn.early.to(self._side.drafter, non_blocking=True))
             self._side.follow(verified)
             report_BX = turn.report.to(self._side.drafter, non_blocking=True)
-            with self._trace.span("drafter.settle"):
+            with self._trace.span("drafter.settle", self._round):
                 settled = self._play(settle, self._book, report_BX)
             mail, window = Mail(settled.facts), self._crossed(settled.window)
             self._alive = (turn, report_BX, settled, self._book)  # until the devices have read them
             self._seq, self._window = self._play(follow, self._seq, report_BX), settled.window
-            facts = mail.tolist()
+            facts, spans = self._awaited(mail)
             if any(wanted for _, wanted in facts):
                 self._fresh(settled)
                 window = self._crossed(self._window)
-            self._trace.handover([hit == 1 for hit, _ in facts], self._prepared)
             if turn.early is not None:
-                self._trace.instant("target.exit", self.hint.event)
+                self._trace.passed("target.exit", self.hint.event, self._round)
+            self._trace.handover([hit == 1 for hit, _ in facts], self._prepared, spans)
             self._ahead()
         return window
+
+    def _awaited(self, mail: Mail) -> tuple[list[list[int]], tuple[Span, ...]]:
+        """The answer, and what the host did: it launched, then it waited."""
+        asked, facts, before = time.perf_counter(), mail.tolist(), self._answered
+        self._answered = now = time.perf_counter()
+        launch = Span("host.launch", before, asked, self._round)
+        return facts, (launch, Span("host.wait", asked, now, self._round))
+
+    @property
+    def _round(self) -> int:
+        """The hand-over that is next."""
+        return len(self._trace.handovers)
 
     @property
     def _prepared(self) -> int:
@@ -150,7 +164,7 @@ class Duet:
         self._book: Book | None = None
         if not self._branches:
             return
-        with self._caring(), self._trace.span("drafter.look"):
+        with self._caring(), self._trace.span("drafter.look", self._round):
             self._own = self._play(look, self._seq, self._window, self._drafter)
         if self._forecast.exit is None:
             self._prepare(None)
@@ -158,13 +172,13 @@ class Duet:
     def _prepare(self, early_BX: Tensor | None) -> None:
         if self._own is None:
             return
-        with self._caring(), self._trace.span("drafter.branch"):
+        with self._caring(), self._trace.span("drafter.branch", self._round):
             self._book = self._play(
                 prepare, self._seq, self._window, self._own, early_BX, self._forecast, self._drafter, self._noise
             )
 
     def _fresh(self, settled: Settled) -> None:
-        with self._trace.span("drafter.draft"):
+        with self._trace.span("drafter.draft", self._round):
             fresh = self._play(propose, self._seq.context(), self._guarded, self._noise)
             self._window = self._play(either, settled.hit, settled.window, fresh)
 

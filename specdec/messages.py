@@ -5,7 +5,8 @@ B rows, S token slots, N draft nodes, M = N + 1, K candidates per place, J token
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -14,13 +15,25 @@ from torch import Tensor
 from specdec.hypotheses import Candidates
 from specdec.runtime.replay import flatten, rebuild
 from specdec.sampling import Sampling
+from specdec.trace import Span
 from specdec.types import Draft
 
-VERSION = 1  # of all messages together: sides of different versions do not talk
+VERSION = 2  # of all messages together: sides of different versions do not talk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dated:
+    """When a message left, by the clock of its sender, and arrived, by that of the other side.
+
+    Seconds (``time.perf_counter``); None where the connection did not look.
+    """
+
+    sent: float | None = None
+    arrived: float | None = None
 
 
 @dataclass(frozen=True)
-class Opening:
+class Opening(Dated):
     """To the drafter: a generation starts, or goes on after the drafter was away.
 
     Attributes:
@@ -48,7 +61,7 @@ class Opening:
 
 
 @dataclass(frozen=True)
-class Ready:
+class Ready(Dated):
     """From the drafter: it has read the rows; or why it cannot draft for this target."""
 
     generation: int
@@ -56,7 +69,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Early:
+class Early(Dated):
     """To the drafter, from inside the target's forward: what the early exit says of the window."""
 
     generation: int
@@ -65,7 +78,7 @@ class Early:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Dated):
     """To the drafter: what became of a window.
 
     Attributes:
@@ -89,7 +102,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Window:
+class Window(Dated):
     """From the drafter: the next draft.
 
     Attributes:
@@ -97,7 +110,7 @@ class Window:
         draft: the window.
         hit: bool [B], whether it had been prepared.
         branches: outcomes that were prepared, all rows together.
-        spans: (lane, start, end) of what was done for it, on the drafter's clock.
+        spans: what was done for it, on the drafter's clock; see ``specdec.transit``.
         faults: what went wrong.
     """
 
@@ -106,17 +119,36 @@ class Window:
     draft: Draft
     hit: Tensor
     branches: int = 0
-    spans: tuple[tuple[str, float, float], ...] = ()
+    spans: tuple[Span, ...] = ()
     faults: tuple[str, ...] = field(default=())
 
 
 @dataclass(frozen=True)
-class Closing:
+class Closing(Dated):
     """To the drafter: it is not needed any more."""
 
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Dated)
 Message = Opening | Ready | Early | Outcome | Window | Closing
+
+
+def leaving(message: M) -> M:
+    """A message that is sent now."""
+    return replace(message, sent=time.perf_counter())
+
+
+def arriving(message: M) -> M:
+    """A message that is there now."""
+    return replace(message, arrived=time.perf_counter())
+
+
+def journey(message: Early | Outcome) -> tuple[Span, ...]:
+    """Its way to the drafter, nothing where the connection did not look."""
+    if message.sent is None or message.arrived is None:
+        return ()
+    lane = "link.early" if isinstance(message, Early) else "link.outcome"
+    return (Span(lane, message.sent, message.arrived, message.round),)
 
 
 def moved(value: T, device: torch.device) -> T:

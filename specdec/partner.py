@@ -17,6 +17,7 @@ from specdec.messages import Early, Message, Opening, Outcome, Ready, Window, mo
 from specdec.report import NODE
 from specdec.sequences import Sequences
 from specdec.trace import Trace
+from specdec.transit import aligned
 from specdec.turn import Turn
 from specdec.types import Draft
 
@@ -76,6 +77,7 @@ class Partner:
 
     def hint(self, candidates: Candidates) -> None:
         """What the target's early exit says, while its last layers still run."""
+        self._trace.instant("target.exit", self._round)
         self._send(Early(self._opening.generation, self._round, candidates))
 
     def settle(self, turn: Turn) -> Draft:
@@ -84,8 +86,9 @@ class Partner:
         if self._gone:
             self._take_back(seq)
         else:
-            self._send(self._outcome(seq, turn.report[:, NODE]))
-        with self._trace.span("rendezvous"):
+            with self._trace.span("host.send", self._round):
+                self._send(self._outcome(seq, turn.report[:, NODE]))
+        with self._trace.span("host.wait", self._round):
             window = None if self._gone else self._window()
         self._round, self._before = self._round + 1, seq.lengths
         if window is None:
@@ -93,7 +96,7 @@ class Partner:
             return Draft.empty(seq.lengths)
         self._known = seq.lengths
         self._trace.faults.update(window.faults)
-        self._trace.handover(window.hit.tolist(), window.branches, window.spans)
+        self._trace.handover(window.hit.tolist(), window.branches, aligned(window))
         return window.draft
 
     def _outcome(self, seq: Sequences, nodes_B: Tensor) -> Outcome:

@@ -19,7 +19,7 @@ LANES = {verify: "target", propose: "drafter"}
 
 @dataclass(frozen=True)
 class Live:
-    """Plays the parts of one generation by calling them. Of a verification the target's forward is timed.
+    """Plays the parts of one generation by calling them. The host is timed, of a verification the forward too.
 
     Attributes:
         trace: takes the times.
@@ -31,10 +31,11 @@ class Live:
 
     def __call__(self, part: Callable[..., Any], *arguments: Any) -> Any:
         """Play one part."""
-        if part is not propose:
-            return part(*arguments)
-        with self.trace.span(LANES[part]):
-            return part(*arguments)
+        with self.trace.span(f"host.{part.__name__}"):
+            if part is not propose:
+                return part(*arguments)
+            with self.trace.span(LANES[part]):
+                return part(*arguments)
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,22 @@ Clock = Callable[[], Any]  # seconds, or what a device's clock makes seconds of
 
 @dataclass(frozen=True)
 class Span:
-    """Seconds on one lane ("target", "drafter" or "drafter.model"), on the trace's clock."""
+    """Seconds on one lane, on the trace's clock.
+
+    Attributes:
+        lane: "target", its verifications, and "target.exit", the moment in which its early exit has spoken;
+            "drafter", and "drafter.look", ".branch", ".settle" and ".draft" of one that works ahead, with
+            "drafter.model", forwards of its model; "link.early", "link.outcome" and "link.draft", messages on
+            their way; "host.verify" and "host.propose", parts of a round that the host plays, "host.send",
+            "host.launch" and "host.wait".
+        start, end: seconds.
+        round: of a drafter that works ahead, the hand-over that this led to, counted from 0; else None.
+    """
 
     lane: str
     start: float
     end: float
+    round: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -90,7 +101,7 @@ class Trace:
     start: float = 0.0
     end: float = 0.0
     _mail: list[Any] = field(default_factory=list)
-    _marks: list[tuple[str, Any, Any]] = field(default_factory=list)
+    _marks: list[tuple[str, Any, Any, int | None]] = field(default_factory=list)
 
     def round(self, report: Tensor) -> None:
         """Record what one round did to every row that had not ended before it; see ``report``."""
@@ -115,18 +126,21 @@ class Trace:
         if self.listener is not None:
             self.listener(steps)
 
-    def handover(
-        self, hit: list[bool], branches: int = 0, spans: tuple[tuple[str, float, float], ...] = ()
-    ) -> None:
+    def handover(self, hit: list[bool], branches: int = 0, spans: tuple[Span, ...] = ()) -> None:
         """Record how the last round's outcome met a drafter that worked ahead: see ``Handover``."""
         self.handovers.append(Handover(tuple(hit), branches))
-        self.spans += [Span(f"drafter.{what}", start, end) for what, start, end in spans]
+        self.spans += spans
 
-    def instant(self, lane: str, mark: torch.cuda.Event | None) -> None:
+    def instant(self, lane: str, round: int | None = None) -> None:
+        """Record that something happens now."""
+        now = self.clock()
+        self._marks.append((lane, now, now, round))
+
+    def passed(self, lane: str, mark: torch.cuda.Event | None, round: int | None = None) -> None:
         """Record when a device passed a mark that it may soon pass again."""
         if mark is not None and isinstance(self.clock, DeviceClock):
             at = self.clock.seconds((self.clock.device(mark), mark))
-            self.spans.append(Span(lane, at, at))
+            self.spans.append(Span(lane, at, at, round))
 
     def fault(self, message: str, error: Exception | None = None) -> None:
         """Count a fault of the drafter, and say it when it is first seen."""
@@ -136,13 +150,13 @@ class Trace:
             log.warning("%s (decoding goes on without this draft)", message, exc_info=error)
 
     @contextmanager
-    def span(self, lane: str) -> Iterator[None]:
+    def span(self, lane: str, round: int | None = None) -> Iterator[None]:
         """Time what happens inside."""
         start = self.clock()
         try:
             yield
         finally:
-            self._marks.append((lane, start, self.clock()))
+            self._marks.append((lane, start, self.clock(), round))
 
     @contextmanager
     def running(self, networks: dict[str, nn.Module | None]) -> Iterator[None]:
@@ -160,7 +174,7 @@ class Trace:
     def _settle(self, start: Any, end: Any) -> None:
         read = self.clock.seconds if isinstance(self.clock, DeviceClock) else float
         self.start, self.end = read(start), read(end)
-        self.spans += [Span(lane, read(first), read(last)) for lane, first, last in self._marks]
+        self.spans += [Span(lane, read(first), read(last), round) for lane, first, last, round in self._marks]
         self._marks.clear()
 
     @contextmanager
@@ -171,7 +185,7 @@ class Trace:
             starts.append(self.clock())
 
         def finish(*_: Any) -> None:
-            self._marks.append((lane, starts.pop(), self.clock()))
+            self._marks.append((lane, starts.pop(), self.clock(), None))
 
         handles = [
             network.register_forward_pre_hook(begin, prepend=True),

@@ -91,9 +91,8 @@ class Scene:
     def _say(self, hint: Hint, before: float, candidates: Candidates) -> None:
         """What the early exit says leaves behind its layers; they go on when it has arrived, as the law has it."""
         self.clock.spend(before + self.costs.exit_head)
-        with self.trace.span("target.exit"):
-            self.clock.spend(self.costs.early)
         hint(candidates)
+        self.clock.spend(self.costs.early)
 
     def _propose(self, *arguments: Any) -> Draft:
         with self.trace.span("drafter"):

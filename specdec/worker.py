@@ -17,12 +17,12 @@ from torch import Tensor
 from specdec.book import Book, either
 from specdec.guard import Guarded
 from specdec.hypotheses import Candidates
-from specdec.messages import Early, Message, Opening, Outcome, Ready, Window
+from specdec.messages import Early, Message, Opening, Outcome, Ready, Window, journey
 from specdec.noise import Noise, Still
 from specdec.protocols import Drafter, Forecast, Verifier
 from specdec.runtime import CachedModel
 from specdec.sequences import Sequences
-from specdec.trace import Clock, Trace
+from specdec.trace import Clock, Span, Trace
 from specdec.types import Draft
 
 
@@ -56,7 +56,7 @@ class Desk:
     own: Tensor | None = None
     book: Book | None = None
     settled: int = -1
-    spans: list[tuple[str, float, float]] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
 
 
 class DraftWorker:
@@ -90,11 +90,19 @@ class DraftWorker:
 
     def serve(self, messages: list[Message], answer: Callable[[Message], None]) -> None:
         """Take messages that have come in, and then work ahead. What a later message overtakes is left out."""
+        for message in messages:
+            self.hear(message)
         for message in overtaken(messages):
             reply = self.handle(message)
             if reply is not None:
                 answer(reply)
         self.ahead()
+
+    def hear(self, message: Message) -> None:
+        """Note a message's journey, if the connection looked; whether it is taken or overtaken does not matter."""
+        desk = self._desk
+        if desk is not None and isinstance(message, Early | Outcome) and message.generation == desk.generation:
+            desk.spans += journey(message)
 
     def handle(self, message: Message) -> Ready | Window | None:
         """Take a message; what there is to answer."""
@@ -142,17 +150,17 @@ class DraftWorker:
         desk = self._desk
         if desk is None or outcome.generation != desk.generation or outcome.round <= desk.settled:
             return None
+        desk.round = outcome.round
         with self._spanning(desk, "settle"):
             prepared, hit_B = self._look_up(desk, outcome)
-        desk.seq = followed(desk.seq, outcome)
-        desk.settled, desk.round, desk.own, desk.book = outcome.round, outcome.round + 1, None, None
-        hit_B = hit_B & ~outcome.ended
+            desk.seq = followed(desk.seq, outcome)
+            hit_B = hit_B & ~outcome.ended
         fresh = Draft.empty(desk.seq.lengths)
         if not bool((hit_B | outcome.ended).all()):
             with self._spanning(desk, "draft"):
                 fresh = self._guarded.draft(desk.seq.context(), desk.noise)
         desk.window = either(hit_B, prepared, fresh)
-        return self._answer(desk, hit_B, prepared)
+        return self._answer(desk, hit_B)
 
     def _look_up(self, desk: Desk, outcome: Outcome) -> tuple[Draft, Tensor]:
         if desk.book is None:
@@ -170,12 +178,14 @@ class DraftWorker:
             drafts = self._branching.branch(context, desk.window, outcomes, desk.noise)
             desk.book = Book(desk.seq.lengths, outcomes, drafts)
 
-    def _answer(self, desk: Desk, hit_B: Tensor, prepared: Draft) -> Window:
-        spans, desk.spans = tuple(desk.spans), []
+    def _answer(self, desk: Desk, hit_B: Tensor) -> Window:
+        """The window; the desk is clear for the next round."""
         faults = tuple(self._trace.faults.elements())
         self._trace.faults.clear()
-        branches = len(prepared.base)
-        return Window(desk.generation, desk.round - 1, desk.window, hit_B, branches, spans, faults)
+        branches = 0 if desk.book is None else len(desk.book.drafts.base)
+        window = Window(desk.generation, desk.round, desk.window, hit_B, branches, tuple(desk.spans), faults)
+        desk.settled, desk.round, desk.own, desk.book, desk.spans = desk.round, desk.round + 1, None, None, []
+        return window
 
     @property
     def _branching(self) -> Any:
@@ -187,7 +197,7 @@ class DraftWorker:
         try:
             yield
         finally:
-            desk.spans.append((what, start, self._clock()))
+            desk.spans.append(Span(f"drafter.{what}", start, self._clock(), desk.round))
 
     @contextmanager
     def _caring(self, desk: Desk, what: str) -> Iterator[None]:

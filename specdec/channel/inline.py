@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from specdec.channel.sides import worker_for
-from specdec.messages import Message, Outcome, moved
+from specdec.messages import Message, Outcome, arriving, leaving, moved
 from specdec.partner import Link
 from specdec.protocols import Drafter, Forecast, Verifier
 from specdec.trace import Clock
@@ -43,9 +43,11 @@ class InlineLink:
         """The worker takes it now; what it could have done before, it does first."""
         if isinstance(message, Outcome) or not self._answers:
             self._worker.ahead()
-        answer = self._worker.handle(moved(message, self._worker.device))
+        message = arriving(moved(leaving(message), self._worker.device))
+        self._worker.hear(message)
+        answer = self._worker.handle(message)
         if answer is not None:
-            self._answers.append(answer)
+            self._answers.append(arriving(leaving(answer)))
 
     def receive(self, timeout: float | None) -> Message | None:
         """What the worker answered."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from specdec.channel.wire import decode, encode
-from specdec.messages import Message
+from specdec.messages import Message, arriving, leaving
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Pair:
 
     def send(self, message: Message) -> None:
         """Let a message go. Raises ConnectionError where the other side is gone."""
-        content = torch.frombuffer(bytearray(encode(message)), dtype=torch.uint8)
+        content = torch.frombuffer(bytearray(encode(leaving(message))), dtype=torch.uint8)
         self.send_bytes(content)
 
     def send_bytes(self, content: Tensor) -> None:
@@ -95,7 +95,7 @@ class Pair:
             while True:
                 content = self._receive_bytes()
                 try:
-                    self._heard.put(decode(content))
+                    self._heard.put(arriving(decode(content)))
                 except ValueError as error:  # what it was about is settled without it
                     log.warning("%s", error)
         except RuntimeError as error:

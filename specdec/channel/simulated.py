@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 
 from specdec.channel.sides import worker_for
 from specdec.hypotheses import Candidates
-from specdec.messages import Message, Outcome, Window, moved
+from specdec.messages import Early, Message, Outcome, Window, moved
 from specdec.partner import Link
 from specdec.planner import Costs
 from specdec.protocols import Drafter, Forecast, Verifier
@@ -66,19 +66,24 @@ class SimulatedLink:
     def send(self, message: Message) -> None:
         """The worker takes it when it is there and the worker is done with what it could do before."""
         self._worker.ahead()
-        self._drafter.wait(self._target.now)
+        sent = self._target.now
         if isinstance(message, Outcome):
+            self._drafter.wait(sent)
             self._drafter.spend(self._costs.final)
-        answer = self._worker.handle(moved(message, self._worker.device))
+        else:
+            self._drafter.wait(sent + (self._costs.early / 1e3 if isinstance(message, Early) else 0.0))
+        message = replace(moved(message, self._worker.device), sent=sent, arrived=self._drafter.now)
+        self._worker.hear(message)
+        answer = self._worker.handle(message)
         if answer is not None:
-            self._answers.append(answer)
+            self._answers.append(replace(answer, sent=self._drafter.now))
         if isinstance(answer, Window) and answer.draft.size:
             self._drafter.spend(self._costs.host)  # neither side goes on before the loop does
 
     def receive(self, timeout: float | None) -> Message | None:
         """What the worker answered, when it did."""
         self._target.wait(self._drafter.now)
-        return self._answers.popleft() if self._answers else None
+        return replace(self._answers.popleft(), arrived=self._target.now) if self._answers else None
 
     def revive(self) -> bool:
         """It is never gone."""

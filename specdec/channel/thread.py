@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from specdec.channel.sides import worker_for
-from specdec.messages import Closing, Message, moved
+from specdec.messages import Closing, Message, arriving, leaving, moved
 from specdec.partner import Link
 from specdec.protocols import Drafter, Forecast, Verifier
 from specdec.trace import Clock
@@ -52,7 +52,7 @@ class ThreadLink:
         """Put it where the thread finds it. Raises ConnectionError if the thread has ended."""
         if not self._thread.is_alive():
             raise ConnectionError(f"the drafter's thread has ended ({self._error})")
-        self._asked.put(moved(message, self._worker.device))
+        self._asked.put(arriving(moved(leaving(message), self._worker.device)))
 
     def receive(self, timeout: float | None) -> Message | None:
         """The next answer. Raises ConnectionError if the thread has ended without one."""
@@ -80,7 +80,7 @@ class ThreadLink:
         asked, answers = self._asked, self._answers
         try:
             while not isinstance((messages := waiting(asked))[-1], Closing):
-                self._worker.serve(messages, answers.put)
+                self._worker.serve(messages, lambda answer: answers.put(arriving(leaving(answer))))
         except Exception as error:
             self._error = error
         finally:

@@ -16,10 +16,12 @@ from torch import Tensor
 from specdec.hypotheses import Candidates
 from specdec.messages import VERSION, Closing, Early, Message, Opening, Outcome, Ready, Window
 from specdec.sampling import Sampling
+from specdec.trace import Span
 from specdec.types import Draft
 
 KINDS: dict[str, type] = {
-    kind.__name__: kind for kind in (Opening, Ready, Early, Outcome, Window, Closing, Candidates, Draft, Sampling)
+    kind.__name__: kind
+    for kind in (Opening, Ready, Early, Outcome, Window, Closing, Candidates, Draft, Sampling, Span)
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from matplotlib.figure import Figure
 from tiny_chat import save_tiny_chat
 
 from verifiers import FullVerifier
@@ -107,3 +108,17 @@ def command(tiny_model_dir: Path, tmp_path: Path) -> Command:
 def default_run(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """The default job, run once and only read."""
     return Command(tiny_model_dir, tmp_path_factory.mktemp("default"))()
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved."""
+    saved: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *args: object, **options: object) -> None:
+        saved.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return saved

@@ -34,7 +34,7 @@ class FakeArm:
         if self.fails_on in said:
             raise KeyError(self.fails_on)
         self.calls.append((self.name, said, decoding, seed))
-        return Reply([5, 6], self.name.upper(), Metrics.of(Trace()))
+        return Reply([5, 6], self.name.upper(), Metrics.of(Trace()), Trace())
 
     def repeats_plain(self, decoding: Decoding) -> bool:
         return True
@@ -64,7 +64,7 @@ def calls(job: Job) -> list[tuple[str, str, Decoding, int]]:
 
 def test_every_arm_hears_plains_replies(make: Make, journal: Journal) -> None:
     job = make(TALK)
-    run(job, journal, lambda _: None)
+    run(job, journal, lambda _: None, {})
     said = [text for _, text, _, _ in calls(job)]
     first = "<|user|>one<|end|><|assistant|>"
     second = f"{first}PLAIN<|end|><|user|>two<|end|><|assistant|>"
@@ -74,20 +74,20 @@ def test_every_arm_hears_plains_replies(make: Make, journal: Journal) -> None:
 
 def test_text_is_continued(make: Make, journal: Journal) -> None:
     job = make(TEXT)
-    run(job, journal, lambda _: None)
+    run(job, journal, lambda _: None, {})
     assert [text for _, text, _, _ in calls(job)] == ["one two"] * 3 + ["one twoPLAINthree"] * 3
 
 
 def test_the_order_rotates_from_prompt_to_prompt(make: Make, journal: Journal) -> None:
     job = make(*(Prompt(f"p{i}", "c", (f"say {i}",)) for i in range(4)))
-    run(job, journal, lambda _: None)
+    run(job, journal, lambda _: None, {})
     names = [name for name, *_ in calls(job)]
     assert names == ["plain", "x", "y", "x", "y", "plain", "y", "plain", "x", "plain", "x", "y"]
 
 
 def test_a_seed_is_the_replys_not_the_arms(make: Make, journal: Journal) -> None:
     job = make(TALK, TEXT)
-    run(job, journal, lambda _: None)
+    run(job, journal, lambda _: None, {})
     seeds = [seed for *_, seed in calls(job)]
     assert [len(set(seeds[i : i + 3])) for i in range(0, 15, 3)] == [1] * 5 and len(set(seeds)) == 5
     assert seeds[:3] == [seed_of(7, "talk", 0)] * 3 and seed_of(7, "talk", 0) != seed_of(8, "talk", 0)
@@ -98,7 +98,7 @@ def test_a_failing_arm_costs_its_prompt_only(
 ) -> None:
     steps: list[int] = []
     job = make(TALK, TEXT, x="two<|end|>")
-    run(job, journal, steps.append)
+    run(job, journal, steps.append, {})
     assert failed(job, journal) == {"talk": "x: KeyError: 'two<|end|>'"}
     assert {entry.id for entry in finished(job, journal)} == {"text"}
     assert sum(steps) == 9 + 6 and "talk failed with x" in caplog.text
@@ -107,24 +107,24 @@ def test_a_failing_arm_costs_its_prompt_only(
 
 
 def test_a_failed_prompt_is_tried_again(make: Make, journal: Journal) -> None:
-    run(make(TALK, x="one<"), journal, lambda _: None)
+    run(make(TALK, x="one<"), journal, lambda _: None, {})
     again = make(TALK)
-    run(again, Journal(journal.path), lambda _: None)
+    run(again, Journal(journal.path), lambda _: None, {})
     assert len(calls(again)) == 8 and failed(again, Journal(journal.path)) == {}
     assert len(list(finished(again, Journal(journal.path)))) == 9
 
 
 def test_what_is_done_is_not_asked_again(make: Make, journal: Journal) -> None:
-    run(make(TALK), journal, lambda _: None)
+    run(make(TALK), journal, lambda _: None, {})
     steps: list[int] = []
     job = make(TALK, TEXT)
-    run(job, Journal(journal.path), steps.append)
+    run(job, Journal(journal.path), steps.append, {})
     assert {said for _, said, *_ in calls(job)} == {"one two", "one twoPLAINthree"} and sum(steps) == 15
 
 
 def test_a_prompt_lacking_one_reply_is_not_finished(make: Make, journal: Journal) -> None:
     job = make(TALK)
-    run(job, journal, lambda _: None)
+    run(job, journal, lambda _: None, {})
     lines = journal.path.read_text().splitlines()
     journal.path.write_text("\n".join(lines[:-1]) + "\n")
     assert len(list(finished(job, journal))) == 9 and list(finished(job, Journal(journal.path))) == []

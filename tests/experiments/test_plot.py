@@ -7,7 +7,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,20 +19,6 @@ from experiments.summary import ArmSummary
 SLOW = arm("early_exit_tree", 0.42, 0.40, 0.44)
 FAST = arm("model_tree", 3.77, 2.9, 4.6)
 MANY = [PLAIN, SLOW, FAST, *(arm(f"arm{i}", 1 + i / 5, 0.9 + i / 5, 1.2 + i / 5) for i in range(8))]
-
-
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved."""
-    saved: list[Figure] = []
-    save = matplotlib.figure.Figure.savefig
-
-    def keep(figure: Figure, *args: object, **options: object) -> None:
-        saved.append(figure)
-        save(figure, *args, **options)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
-    return saved
 
 
 @pytest.mark.parametrize("summaries", [[PLAIN], [PLAIN, SLOW], [PLAIN, SLOW, FAST], MANY], ids=len)

@@ -18,6 +18,7 @@ import experiments.run
 import specdec
 from experiments import session
 from experiments.run import CONF
+from experiments.timeline import read
 from specdec import Result
 from specdec.triage import Mismatch
 
@@ -65,6 +66,7 @@ class TestDefaultArms:
         assert set(answers(done)) == {(*reply, arm) for reply in REPLIES for arm in ARMS}
         assert len(done.lines) == len(REPLIES) * len(ARMS)
         assert (done.folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+        assert list(read(done.folder / "trace.json")) == ARMS
         config = OmegaConf.load(done.folder / "config.yaml")
         assert config.verifier.model == config.target != "${target}"
         provenance = json.loads((done.folder / "provenance.json").read_text())

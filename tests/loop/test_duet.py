@@ -90,3 +90,19 @@ def test_a_drafter_that_raises_costs_its_drafts_only(tiny_llama, part):
         replaying(tiny_llama, []), Failing(tiny_llama, length=3), [1, 2], 40, forecast=DraftTopK(1)
     )
     assert result.row() == expected.row()
+
+
+def test_the_trace_holds_every_hand_over(tiny_llama):
+    trace = specdec.generate(
+        replaying(tiny_llama, []), ModelDrafter(tiny_llama, length=3), [1, 2], 40, forecast=DraftTopK(2)
+    ).trace
+    rounds = list(range(len(trace.handovers)))
+    for lane in ("drafter.settle", "host.launch", "host.wait", "link.outcome", "link.draft"):
+        assert sorted(span.round for span in trace.spans if span.lane == lane) == rounds
+    for lane in ("drafter.look", "drafter.branch"):  # the last one prepares for a round that never comes
+        assert sorted(span.round for span in trace.spans if span.lane == lane)[: len(rounds)] == rounds
+    targets = sorted((span for span in trace.spans if span.lane == "target"), key=lambda span: span.start)
+    for span in trace.spans:
+        if span.lane == "link.draft":
+            assert span.end == targets[span.round + 1].start
+        assert span.seconds >= 0

@@ -16,6 +16,7 @@ from specdec.channel.wire import decode, encode
 from specdec.hypotheses import Candidates, Hypotheses, reach, refused
 from specdec.messages import Closing, Early, Opening, Outcome, Ready, Window
 from specdec.runtime.replay import flatten
+from specdec.trace import Span
 
 GENERATOR = torch.Generator().manual_seed(0)
 TREES = [[-1, 0, 1], [-1, -1, 0, 0, 1], [-1, 0, -2, -2], [], [-1, -1, -1]]
@@ -120,7 +121,7 @@ def messages():
         Ready(7, "no"),
         Early(7, 3, candidates),
         Outcome(7, 3, one, torch.ones(1, 2).long(), one, one, one, torch.tensor([True])),
-        Window(7, 3, laws, torch.tensor([False]), 4, (("look", 1.0, 2.0),), ("x: y",)),
+        Window(7, 3, laws, torch.tensor([False]), 4, (Span("drafter.look", 1.0, 2.0, 3),), ("x: y",)),
         Window(7, 3, Draft.empty(one), torch.tensor([False])),
         Closing(),
     ]
@@ -134,7 +135,7 @@ def test_messages_arrive_as_they_were_sent_or_not_at_all(message, monkeypatch):
     for size in range(0, len(content), 7):
         with pytest.raises(ValueError, match="damaged"):
             decode(content[:size])
-    monkeypatch.setattr(wire, "VERSION", 2)
+    monkeypatch.setattr(wire, "VERSION", wire.VERSION + 1)
     with pytest.raises(ValueError, match="version"):
         decode(content)
 

@@ -77,6 +77,14 @@ def test_a_perfect_drafter_is_always_prepared(tiny_target, forecast):
     assert overlap.branches >= len(result.trace.handovers)
 
 
+def test_every_prepared_outcome_is_counted(tiny_target):
+    result = specdec.generate(
+        FullVerifier(tiny_target), ModelDrafter(tiny_target, length=2), ROWS[:2], 19, forecast=DraftTopK(2)
+    )
+    # Two rows, two tokens at every place: one place behind the prompt, three in a window of two.
+    assert [handover.branches for handover in result.trace.handovers[:3]] == [2 * 2, 2 * 2 * 3, 2 * 2 * 3]
+
+
 @pytest.mark.parametrize("forecast", FORECASTS, ids=name_of)
 def test_end_tokens_and_limits_inside_windows(tiny_target, forecast):
     verifier = FullVerifier(tiny_target)

@@ -161,7 +161,12 @@ def test_lanes_are_those_of_devices(target, drafter):
     result = run(target, drafter, FORECASTS["mirror"], COSTS)
     lanes = {span.lane for span in result.trace.spans}
     ours = {f"drafter.{what}" for what in ("look", "branch", "draft", "settle")}
-    assert lanes == {"target", "target.exit", "rendezvous", *ours}
+    ours |= {f"link.{what}" for what in ("early", "outcome", "draft")}
+    assert lanes == {"target", "target.exit", "host.send", "host.wait", *ours}
+    ways = {
+        (span.lane, round(1e3 * span.seconds, 6)) for span in result.trace.spans if span.lane == "link.outcome"
+    }
+    assert ways == {("link.outcome", COSTS.final)}
     spoken = sorted(span.start for span in result.trace.spans if span.lane == "target.exit")[1:-3]
     begun = sorted(span.start for span in result.trace.spans if span.lane == "target")[1:-3]
     for at, said in zip(begun[1:], spoken[1:], strict=True):
