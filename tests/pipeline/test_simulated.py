@@ -163,10 +163,8 @@ def test_lanes_are_those_of_devices(target, drafter):
     ours = {f"drafter.{what}" for what in ("look", "branch", "draft", "settle")}
     ours |= {f"link.{what}" for what in ("early", "outcome", "draft")}
     assert lanes == {"target", "target.exit", "host.send", "host.wait", *ours}
-    ways = {
-        (span.lane, round(1e3 * span.seconds, 6)) for span in result.trace.spans if span.lane == "link.outcome"
-    }
-    assert ways == {("link.outcome", COSTS.final)}
+    ways = [1e3 * span.seconds for span in result.trace.spans if span.lane == "link.outcome"]
+    assert min(ways) == pytest.approx(COSTS.final)  # a drafter that is at work hears it later
     spoken = sorted(span.start for span in result.trace.spans if span.lane == "target.exit")[1:-3]
     begun = sorted(span.start for span in result.trace.spans if span.lane == "target")[1:-3]
     for at, said in zip(begun[1:], spoken[1:], strict=True):
