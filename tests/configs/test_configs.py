@@ -19,6 +19,8 @@ import specdec
 from experiments import data
 from experiments.build import arms, check, decoding_of
 from experiments.run import CONF
+from specdec.exit import Exit
+from specdec.forecast import Blend
 from verifiers import FullVerifier
 
 GROUPS = sorted(group.name for group in CONF.iterdir() if group.is_dir() and group.name != "hydra")
@@ -82,6 +84,8 @@ def test_composes_and_makes_its_parts(
 
 
 def expected_drafters(group: str, option: str) -> int:
+    if option == "mirror":
+        return 1
     if group != "drafter" or option == "training_free":
         return 3
     return 0 if option == "plain" else 1
@@ -141,6 +145,9 @@ def test_experiments_can_be_overridden() -> None:
     assert (smoke.data.limit, smoke.max_new_tokens) == (2, 16)
     assert compose("config", ["experiment=spec_bench"]).max_new_tokens == 1024
     assert compose("config", ["experiment=sampled"]).acceptance._target_ == "specdec.Coupled"
+    mirror = compose("config", ["experiment=mirror"])
+    assert mirror.channel._target_ == "specdec.channel.Process"
+    assert instantiate(mirror.forecast) == Blend(Exit(22, trained="smollm2-135m-instruct"))
 
 
 def test_whole_command_of_the_help_composes() -> None:
