@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -20,15 +21,22 @@ class Comparison:
         arm: its name.
         replies: prompts and turns that both runs answered.
         differ: where the tokens are not the same, as "prompt, turn, position of the first difference".
+        missing: what one run alone has answered, as "prompt, turn, folder".
     """
 
     arm: str
     replies: int
     differ: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether both runs have the same replies."""
+        return not self.differ and not self.missing
 
     def __str__(self) -> str:
         same = f"{self.arm}: {self.replies - len(self.differ)} of {self.replies} replies have the same tokens"
-        return "\n  ".join((same, *self.differ))
+        return "\n  ".join((same, *self.differ, *self.missing))
 
 
 def compare(first: Path, second: Path) -> list[Comparison]:
@@ -42,8 +50,12 @@ def compare(first: Path, second: Path) -> list[Comparison]:
     both = [key for key in one if key in other]
     if not both:  # else every comparison would be an empty promise
         raise ValueError(f"no arm answered the same prompt in {first} and in {second}")
+    alone = [(key, first) for key in one if key not in other] + [(key, second) for key in other if key not in one]
     counts = Counter(arm for *_, arm in both)
-    return [Comparison(arm, count, tuple(differences(one, other, arm))) for arm, count in counts.items()]
+    return [
+        Comparison(arm, counts[arm], tuple(differences(one, other, arm)), tuple(missing(alone, arm)))
+        for arm in dict.fromkeys(arm for *_, arm in [*one, *other])
+    ]
 
 
 def replies(folder: Path) -> dict[Key, Entry]:
@@ -65,8 +77,13 @@ def differences(one: dict[Key, Entry], other: dict[Key, Entry], arm: str) -> lis
     return found
 
 
+def missing(alone: Sequence[tuple[Key, Path]], arm: str) -> list[str]:
+    """Which replies of an arm are in one folder alone."""
+    return [f"{id}, turn {turn}, is in {folder} alone" for (id, turn, name), folder in alone if name == arm]
+
+
 def main() -> None:
-    """Print a line per arm; exit status 1 where tokens differ, 2 for folders that cannot be compared."""
+    """Print a line per arm; exit status 1 where replies differ or are missing, 2 for what cannot be compared."""
     parser = argparse.ArgumentParser(
         "python -m experiments.compare", description="Compare two runs token by token."
     )
@@ -77,7 +94,7 @@ def main() -> None:
         parser.error(str(error))
     for comparison in found:
         print(comparison)
-    raise SystemExit(any(comparison.differ for comparison in found))
+    raise SystemExit(not all(comparison.same for comparison in found))
 
 
 if __name__ == "__main__":

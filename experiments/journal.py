@@ -49,7 +49,8 @@ class Entry:
 class Journal:
     """The entries of a results file, read when opened and appended to. The last entry for a key counts.
 
-    A last line without its end was being written when the run stopped: it is cut off.
+    A last line without its end was being written when the run stopped, or is being written now: it is left out,
+    and cut off by who goes on with the run.
 
     Args:
         path: need not exist yet.
@@ -60,7 +61,10 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._entries = {entry.key: entry for entry in _stored(path)}
+        whole = path.read_bytes() if path.exists() else b""
+        complete = whole[: whole.rfind(b"\n") + 1]
+        self._cut = len(complete) if complete != whole else None
+        self._entries = {entry.key: entry for entry in _stored(path, complete)}
 
     def __contains__(self, key: Key) -> bool:
         """Whether there is an answer, so that it need not be asked again; an error is none."""
@@ -74,6 +78,10 @@ class Journal:
 
     def append(self, entry: Entry) -> None:
         """Write an entry and see to it that it is on the disk."""
+        if self._cut is not None:
+            log.warning("%s: the last line was half written and is dropped", self.path)
+            os.truncate(self.path, self._cut)
+            self._cut = None
         line = json.dumps(asdict(entry), ensure_ascii=False)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -82,15 +90,8 @@ class Journal:
         self._entries[entry.key] = entry
 
 
-def _stored(path: Path) -> Iterator[Entry]:
-    if not path.exists():
-        return
-    whole = path.read_bytes()
-    complete = whole[: whole.rfind(b"\n") + 1]
-    if complete != whole:
-        log.warning("%s: the last line is half written and is dropped", path)
-        os.truncate(path, len(complete))
-    for number, line in enumerate(complete.splitlines(), start=1):
+def _stored(path: Path, content: bytes) -> Iterator[Entry]:
+    for number, line in enumerate(content.splitlines(), start=1):
         try:
             yield Entry(**json.loads(line))
         except (ValueError, TypeError) as error:

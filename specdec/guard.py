@@ -61,7 +61,7 @@ class Guarded:
         self._vocabulary = target.vocab_size
         try:
             self._drafter.begin(target, seq)
-        except RuntimeError as error:  # reading the prompt may take more memory than there is
+        except torch.OutOfMemoryError as error:  # of reading the prompt; any other error is a mistake to be seen
             self._trace.fault(f"raised {type(error).__name__}: {error}", error=error)
 
     def draft(self, context: Context, noise: Noise) -> Draft:

@@ -49,9 +49,26 @@ def status(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> int:
 
 
 def test_exit_status(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = folder(tmp_path / "second", [replace(ENTRIES[0], tokens=[7])])
+    other = folder(tmp_path / "second", [replace(ENTRIES[0], tokens=[7]), *ENTRIES[1:]])
+    less = folder(tmp_path / "third", ENTRIES[:2])
     assert status(monkeypatch, first, first) == 0
     assert status(monkeypatch, first, other) == 1
+    assert status(monkeypatch, first, less) == status(monkeypatch, less, first) == 1
+
+
+def test_says_what_one_run_alone_has_answered(first: Path, tmp_path: Path) -> None:
+    less = folder(tmp_path / "second", ENTRIES[:1])
+    plain, ngram = compare(less, first)
+    assert (plain.replies, plain.differ, plain.missing) == (1, (), (f"a, turn 1, is in {first} alone",))
+    assert (ngram.replies, ngram.missing) == (0, (f"a, turn 0, is in {first} alone",))
+
+
+def test_reading_leaves_a_run_that_is_being_written_alone(first: Path) -> None:
+    path = first / "results.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"id": "c", "cat')
+    written = path.read_bytes()
+    assert all(comparison.same for comparison in compare(first, first))
+    assert path.read_bytes() == written
 
 
 def test_what_cannot_be_compared_is_refused(

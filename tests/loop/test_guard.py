@@ -138,12 +138,13 @@ def test_a_fault_is_logged_once_and_counted(verifier, tiny_llama, caplog):
     assert len([record for record in caplog.records if "the drafter died" in record.message]) == 1
 
 
-def test_errors_when_decoding_begins_reach_the_caller(verifier):
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_errors_when_decoding_begins_reach_the_caller(verifier, kind):
     class Misfit(NullDrafter):
         def begin(self, target, seq):
-            raise ValueError("another vocabulary")
+            raise kind("another vocabulary")
 
-    with pytest.raises(ValueError, match="another vocabulary"):
+    with pytest.raises(kind, match="another vocabulary"):
         specdec.generate(verifier, Misfit(), PROMPT)
 
 
