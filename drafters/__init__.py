@@ -4,7 +4,16 @@ from drafters.early_exit import EarlyExitDrafter
 from drafters.model import ModelDrafter
 from drafters.ngram import NgramDrafter
 from drafters.null import NullDrafter
+from drafters.streaming import StreamingDrafter
 from drafters.suffix import SuffixDrafter
 from drafters.synthetic import SyntheticDrafter
 
-__all__ = ["EarlyExitDrafter", "ModelDrafter", "NgramDrafter", "NullDrafter", "SuffixDrafter", "SyntheticDrafter"]
+__all__ = [
+    "EarlyExitDrafter",
+    "ModelDrafter",
+    "NgramDrafter",
+    "NullDrafter",
+    "StreamingDrafter",
+    "SuffixDrafter",
+    "SyntheticDrafter",
+]

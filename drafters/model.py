@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drafters.rollout import Roots, chain, fit, top_k_tree
+from drafters.rollout import OneToken, Roots, Streams, chain, fit, top_k_tree
 from drafters.window import check_length
 from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
@@ -88,12 +88,20 @@ class ModelDrafter:
 
 
 class Shape:
-    """How far and how wide a model drafts. Raises ValueError for values below 1."""
+    """How far and how wide a model drafts, and what a forward yields.
 
-    def __init__(self, length: int, width: int, nodes: int | None) -> None:
+    Raises ValueError for values below 1, and for streams on a tree.
+    """
+
+    def __init__(self, length: int, width: int, nodes: int | None, streams: Streams | None = None) -> None:
         if width < 1 or (nodes is not None and nodes < 1):
             raise ValueError(f"width and nodes must be at least 1, not {width} and {nodes}")
         self.length, self.width, self.nodes = check_length(length), width, nodes
+        self.streams = streams or OneToken()
+        if width > 1 and self.streams.tokens_per_step > 1:
+            raise ValueError(
+                f"streams go on with a chain, not with a tree of width {width}: choose width=1 or one token a step"
+            )
 
     @property
     def size(self) -> int:
@@ -105,10 +113,10 @@ class Shape:
     def behind(self) -> int:
         """Committed tokens that the model lacks at most when it is asked again.
 
-        Of its own last chain it has not read the last token, and of the target's round the correction. Of a tree
-        only the first chain of nodes lies where committed tokens do.
+        Of its own last chain it has not read the last step's tokens, and of the target's round the correction.
+        Of a tree only the first chain of nodes lies where committed tokens do.
         """
-        return 2 if self.width == 1 else self.length + 1
+        return (self.length - 1) % self.streams.tokens_per_step + 2 if self.width == 1 else self.length + 1
 
     def draft(self, model: CachedModel, context: Context, noise: Noise, vocabulary: int) -> Draft:
         """Draft with a model, no deeper than the rows have room for."""
@@ -146,7 +154,7 @@ class Shape:
 
     def _grown(self, model: CachedModel, roots: Roots, noise: Noise, length: int, vocabulary: int) -> Draft:
         if self.width == 1:
-            return chain(model, roots, noise, length, vocabulary)
+            return chain(model, roots, noise, length, vocabulary, self.streams)
         return top_k_tree(model, roots, length, self.width, self.nodes, vocabulary)
 
 

@@ -1,11 +1,14 @@
 """Drafting with a causal language model: a sampled chain, or a tree of its most likely tokens.
 
-B rows, S token slots, X roots per row, N nodes, W nodes of one level, K children per node, V target vocabulary.
+B rows, S token slots, X roots per row, Y tokens of all roots in one forward, N nodes, W nodes of one level,
+K children per node, V target vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -85,27 +88,57 @@ class Roots:
         )
 
 
-def chain(model: CachedModel, roots: Roots, noise: Noise, length: int, vocabulary: int) -> Draft:
-    """A chain of ``length`` tokens behind every root, each drawn from the model's law; rows b * X + x.
+class Streams(Protocol):
+    """What a forward of a draft model says beyond its own next token (arXiv 2402.11131)."""
 
-    Laws go along where the acceptance rule can use them: not when greedy, not when noise is shared.
+    @property
+    def tokens_per_step(self) -> int:
+        """η, the tokens that a forward yields per branch, the model's own included."""
+        ...
+
+    def __call__(self, token_BX: Tensor, count: int) -> Sequence[Tensor]:
+        """``count`` < η further tokens [B, X] each, behind the model's own. They are chosen, never drawn."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneToken:
+    """No streams: a forward says the next token and no more."""
+
+    tokens_per_step = 1
+
+    def __call__(self, token_BX: Tensor, count: int) -> Sequence[Tensor]:
+        """None."""
+        return ()
+
+
+def chain(model: CachedModel, roots: Roots, noise: Noise, length: int, vocabulary: int, streams: Streams) -> Draft:
+    """A chain of ``length`` tokens behind every root, rows b * X + x, in ceil(length / η) forwards in all.
+
+    Of the η tokens of a forward the first is drawn from the model's law, the others come from its streams; the
+    next forward reads them all. Laws go along where the acceptance rule can use them: not when greedy, not when
+    noise is shared. A streamed token follows from those before it, so its law is the point mass.
     """
     sampling, logits_BXV, seen_BXV = roots.sampling, roots.logits, roots.seen
     above_BX, fed = roots.nodes, roots.fed
-    tokens, laws = [], []
-    for step in range(length):
+    tokens: list[Tensor] = []
+    laws: list[Tensor] = []
+    while len(tokens) < length:
         if sampling.greedy:  # chosen, not drawn
             token_BX = sampling.scores(logits_BXV, seen_BXV).argmax(-1)
         else:
             laws.append(sampling.law(logits_BXV, seen_BXV))
-            token_BX = noise.propose(laws[-1], roots.lengths, step)
-        tokens.append(token_BX)
+            token_BX = noise.propose(laws[-1], roots.lengths, len(tokens))
+        streamed = streams(token_BX, min(streams.tokens_per_step, length - len(tokens)) - 1)
+        step = [token_BX, *streamed]
+        tokens += step
+        if not (sampling.greedy or noise.coupled):
+            laws += [torch.zeros_like(laws[-1]).scatter_(2, known_BX[..., None], 1) for known_BX in streamed]
         if seen_BXV is not None:
-            seen_BXV = seen_BXV.scatter(2, token_BX[..., None], True)
-        if step + 1 < length:
-            logits_BXV = fit(model.grow(token_BX, above_BX, chain=roots.single), vocabulary)
-            above_BX = fed + torch.arange(token_BX.shape[1], device=token_BX.device).expand_as(token_BX)
-            fed += token_BX.shape[1]
+            seen_BXV = seen_BXV.scatter(2, torch.stack(step, -1), True)
+        if len(tokens) < length:
+            logits_BXV, above_BX = _read(model, step, above_BX, fed, roots.single, vocabulary)
+            fed += len(step) * token_BX.shape[1]
     model.remember()
     ships = laws and not noise.coupled
     base_R = roots.lengths.flatten()
@@ -115,6 +148,24 @@ def chain(model: CachedModel, roots: Roots, noise: Noise, length: int, vocabular
         torch.full_like(base_R, length),
         torch.stack(laws, 2).flatten(0, 1) if ships else None,
     )
+
+
+def _read(
+    model: CachedModel, step: Sequence[Tensor], above_BX: Tensor, fed: int, single: bool, vocabulary: int
+) -> tuple[Tensor, Tensor]:
+    """Read the tokens of a step, [B, X] each, behind nodes ``above_BX``: logits [B, X, V] after the last ones, and
+    where those stand. All first tokens lie before all second ones."""
+    size, width = len(step), above_BX.shape[1]
+    place_BY = fed + torch.arange(size * width, device=above_BX.device).expand(len(above_BX), -1)
+    parents = [above_BX, *place_BY.split(width, 1)[:-1]]
+    # The head runs on all of them: so it does where streams are trained, each on a state of its own.
+    logits_BYV = model.grow(_side_by_side(step), _side_by_side(parents), chain=single)
+    return fit(logits_BYV[:, -width:], vocabulary), place_BY[:, -width:]
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """In one tensor; a single part as it is, which spares a launch."""
+    return torch.cat(list(parts), 1) if len(parts) > 1 else parts[0]
 
 
 def top_k_tree(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from drafters.model import ModelDrafter
+from drafters.streaming import StreamingDrafter, Successors
 from specdec.runtime import load
 from specdec.runtime.synthetic import Synthetic
 
 
-class SyntheticDrafter(ModelDrafter):
+class SyntheticDrafter(StreamingDrafter):
     """A ``ModelDrafter`` for targets such as ``synthetic/qwen3-8b``: real speed at an acceptance that is known.
 
     After a share ``agreement`` of the vocabulary, exactly, its next token is the target's, else it is another.
@@ -23,10 +23,13 @@ class SyntheticDrafter(ModelDrafter):
         length, width, nodes: see ``ModelDrafter``. Wider trees gain nothing: a second guess is right by
             chance only.
         seed: chooses the tokens after which it is wrong.
+        tokens_per_step: η, tokens that a forward yields per branch. A greedy draft stays what it is with one, and
+            takes a forward per η tokens. Chains only.
         dtype, device, runtime: see ``specdec.runtime.load``.
 
     Raises:
-        ValueError: an unknown shape, an agreement that is no share, or what ``ModelDrafter`` refuses.
+        ValueError: an unknown shape, an agreement that is no share, tokens per step that are no whole number
+            from 1, or what ``StreamingDrafter`` refuses.
     """
 
     def __init__(
@@ -37,9 +40,12 @@ class SyntheticDrafter(ModelDrafter):
         width: int = 1,
         nodes: int | None = None,
         seed: int = 0,
+        tokens_per_step: int = 1,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         runtime: str = "auto",
     ) -> None:
-        made = load(Synthetic(model, agreement, seed), dtype=dtype, device=device, runtime=runtime)
-        super().__init__(made.model, length, width, nodes, made.tokenizer)
+        asked = Synthetic(model, agreement, seed)
+        made = load(asked, dtype=dtype, device=device, runtime=runtime)
+        streams = Successors.of(asked.successors, tokens_per_step, made.model.device)
+        super().__init__(made.model, streams, length, width, nodes, made.tokenizer)

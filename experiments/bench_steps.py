@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drafters.rollout import Roots, chain
+from drafters.rollout import OneToken, Roots, chain
 from experiments.stopwatch import middle, recorded
 from specdec import Sampling
 from specdec.decode import capacity
@@ -104,7 +104,7 @@ def rollout(model: CachedModel, tokens_BS: Tensor, lengths_B: Tensor, length: in
 
     def draft() -> Draft:
         roots = Roots.committed(model, context, model.vocab_size, behind=2, chain=True)
-        return chain(model, roots, noise, length, model.vocab_size)
+        return chain(model, roots, noise, length, model.vocab_size, OneToken())
 
     return draft
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 import specdec
-from drafters import ModelDrafter, NullDrafter
-from drafters.synthetic import SyntheticDrafter
+from drafters import ModelDrafter, NullDrafter, SyntheticDrafter
+from drafters.streaming import StreamingDrafter, Successors
 from experiments.bench_peers import PeerArm, peer_arms
 from experiments.bench_steps import text
 from experiments.folder import write_json
@@ -32,6 +32,7 @@ from specdec.exit import Exit
 from specdec.forecast import AllAccepted, DraftTopK, EarlyExitTopK
 from specdec.overlap import Overlap
 from specdec.protocols import Drafter, Forecast
+from specdec.runtime.synthetic import successors
 from specdec.trace import Trace
 from verifiers import FullVerifier
 
@@ -45,6 +46,7 @@ class Arm:
     schedule: str
     agreement: float | None
     length: int
+    tokens_per_step: int
     forecast: Forecast | None
     drafter: Drafter
 
@@ -113,6 +115,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--exits", nargs="+", type=int, default=[6])
     parser.add_argument("--spoiled", nargs="+", type=float, default=[0.0], help="share of wrong exits")
     parser.add_argument("--peers", nargs="*", default=[], help="other libraries, as in conf/bench.yaml")
+    parser.add_argument(
+        "--tokens-per-step", nargs="+", type=int, default=[1], help="of the drafter; over 1, it streams"
+    )
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
@@ -123,19 +128,17 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def arms(options: argparse.Namespace) -> Iterator[Arm]:
     """All arms. Drafters of the serial loop are on the target's device."""
-    yield Arm("plain", None, 0, None, NullDrafter())
+    yield Arm("plain", None, 0, 1, None, NullDrafter())
     for agreement in options.agreements:
-        model: Any = None
-        beside: Any = None
-        for length in options.serial:
-            drafter = drafting(options, agreement, length, options.devices[0], model)
-            model = drafter.model
-            yield Arm("serial", agreement, length, None, drafter)
-        for length in options.lengths:
-            drafter = drafting(options, agreement, length, options.devices[1], beside)
-            beside = drafter.model
-            for name, forecast in forecasts(options, length):
-                yield Arm(name, agreement, length, forecast, drafter)
+        here = SyntheticDrafter(options.drafter, agreement, dtype=options.dtype, device=options.devices[0])
+        beside = SyntheticDrafter(options.drafter, agreement, dtype=options.dtype, device=options.devices[1])
+        for step in options.tokens_per_step:
+            for length in options.serial:
+                yield Arm("serial", agreement, length, step, None, drafting(here, agreement, length, step))
+            for length in options.lengths:
+                drafter = drafting(beside, agreement, length, step)
+                for name, forecast in forecasts(options, length):
+                    yield Arm(name, agreement, length, step, forecast, drafter)
 
 
 def forecasts(options: argparse.Namespace, length: int) -> Iterator[tuple[str, Forecast]]:
@@ -148,11 +151,10 @@ def forecasts(options: argparse.Namespace, length: int) -> Iterator[tuple[str, F
             yield name, EarlyExitTopK(Exit(layer, 1, Unsure(share) if share else None))
 
 
-def drafting(options: argparse.Namespace, agreement: float, length: int, device: str, model: Any) -> Any:
-    """A drafter; those of one device share a model."""
-    if model is not None:
-        return ModelDrafter(model, length)
-    return SyntheticDrafter(options.drafter, agreement, length, dtype=options.dtype, device=device)
+def drafting(made: SyntheticDrafter, agreement: float, length: int, tokens_per_step: int) -> StreamingDrafter:
+    """A drafter; those of one device and agreement share a model."""
+    follows_V = successors(made.model.vocab_size, agreement)
+    return StreamingDrafter(made.model, Successors.of(follows_V, tokens_per_step, made.model.device), length)
 
 
 def peers(verifier: FullVerifier, made: Sequence[Arm], options: argparse.Namespace) -> list[PeerArm]:
@@ -217,7 +219,12 @@ def summary(samples: Sequence[dict[str, Any]], plain: Sequence[list[int]]) -> di
 
 def described(arm: Arm) -> dict[str, Any]:
     """What an arm is."""
-    return {"schedule": arm.schedule, "agreement": arm.agreement, "length": arm.length}
+    return {
+        "schedule": arm.schedule,
+        "agreement": arm.agreement,
+        "length": arm.length,
+        "tokens_per_step": arm.tokens_per_step,
+    }
 
 
 def provenance(verifier: FullVerifier, options: argparse.Namespace) -> dict[str, Any]:

@@ -13,18 +13,22 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import specdec
 from drafters import EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter, SuffixDrafter
+from drafters.streaming import StreamingDrafter, Successors
 from specdec import Block, Coupled, Match, Ratio, Sampling
+from specdec.runtime import load
 from specdec.runtime.replay import Held, Recording, Replay, fill, flatten, rebuild
 from verifiers import FullVerifier
 
 ROWS = [[[1, 2, 3, 1, 2], [9], [4] * 11], [[5, 6], [7, 8, 9], [1] * 4]]
 WARM = Sampling(temperature=1.0)
 RULES = [(Sampling(), Ratio()), (WARM, Ratio()), (WARM, Block()), (WARM, Match()), (WARM, Coupled())]
+STREAMS = Successors.of(torch.arange(128).roll(5), 3, "cpu")
 DRAFTERS = {
     "plain": lambda model: NullDrafter(),
     "ngram": lambda model: NgramDrafter(length=4),
     "suffix": lambda model: SuffixDrafter(),
     "chain": lambda model: ModelDrafter(model, length=4),
+    "streaming": lambda model: StreamingDrafter(load(model).model, STREAMS, length=4),
     "tree": lambda model: ModelDrafter(model, length=3, width=2, nodes=5),
     "early exit": lambda model: EarlyExitDrafter(exit_layer=1, length=3),
     "early exit tree": lambda model: EarlyExitDrafter(exit_layer=1, length=2, width=2),

@@ -7,11 +7,13 @@ import torch
 
 import specdec
 from drafters import EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter, SuffixDrafter
+from drafters.streaming import StreamingDrafter, Successors
 from specdec import Block, Coupled, Match, Ratio, Sampling
 from specdec.channel import Inline, Thread
 from specdec.exit import Exit
 from specdec.forecast import AllAccepted, Blend, DraftTopK, EarlyExitTopK
 from specdec.overlap import Overlap
+from specdec.runtime import load
 from verifiers import FullVerifier
 
 ROWS = [[1, 2, 3, 1, 2], [9], [4] * 11]
@@ -30,12 +32,14 @@ RULES = [
     (WARM, Coupled()),
     (Sampling(temperature=0.7, repetition_penalty=1.2), Block()),
 ]
+STREAMS = Successors.of(torch.arange(128).roll(5), 3, "cpu")
 DRAFTERS = {
     "ngram": lambda model: NgramDrafter(),
     "suffix": lambda model: SuffixDrafter(min_match=1),
     "early exit": lambda model: EarlyExitDrafter(),
     "early exit tree": lambda model: EarlyExitDrafter(width=2, nodes=5),
     "chain": lambda model: ModelDrafter(model),
+    "streaming": lambda model: StreamingDrafter(load(model).model, STREAMS),
     "tree": lambda model: ModelDrafter(model, length=3, width=2),
 }
 

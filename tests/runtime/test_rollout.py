@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from drafters.rollout import Roots, chain, top_k_tree
+from drafters.streaming import Successors
 from specdec import Context, Draft, Sampling
 from specdec.noise import Still
 from specdec.runtime import load
@@ -76,13 +77,28 @@ def test_top_k_tree(name: str, nodes: int) -> None:
             assert set(drafted) == plain_tree(module, row, depth=4, width=3, nodes=nodes)
 
 
+@pytest.mark.parametrize("tokens_per_step", [1, 2, 3, 5, 9])
 @pytest.mark.parametrize("name", KINDS)
-def test_chain(name: str) -> None:
-    module = FAMILIES[name]()
+def test_chain(name: str, tokens_per_step: int) -> None:
+    module, table_V = FAMILIES[name](), torch.arange(VOCABULARY).roll(5)
     model = load(module).model
     model.begin(len(ROWS), 32)
-    roots = Roots.committed(model, context(ROWS), VOCABULARY, behind=2, chain=True)
-    draft = chain(model, roots, Still(), length=5, vocabulary=VOCABULARY)
-    assert draft.is_chain
-    for b, row in enumerate(ROWS):
-        assert set(paths(draft, b)) == plain_tree(module, row, depth=5, width=1, nodes=5)
+    streams = Successors.of(table_V, tokens_per_step, "cpu")
+    rows = ROWS
+    for _ in range(2):  # the second time the cache holds what it read of the chain, and no more
+        roots = Roots.committed(model, context(rows), VOCABULARY, behind=2, chain=True)
+        draft = chain(model, roots, Still(), length=5, vocabulary=VOCABULARY, streams=streams)
+        assert draft.is_chain
+        expected = [plain_chain(module, table_V, row, 5, tokens_per_step) for row in rows]
+        assert draft.tokens.tolist() == expected
+        rows = [[*row, *tokens] for row, tokens in zip(rows, expected, strict=True)]
+
+
+def plain_chain(module: PreTrainedModel, table_V: Tensor, row: list[int], length: int, step: int) -> list[int]:
+    """By a forward over the whole text for every step: its argmax, and behind it what the table says."""
+    found: list[int] = []
+    while len(found) < length:
+        found.append(int(plain_logits(module, [*row, *found])[-1].argmax()))
+        for _ in range(min(step - 1, length - len(found))):
+            found.append(int(table_V[found[-1]]))
+    return found
