@@ -4,7 +4,6 @@ from drafters.early_exit import EarlyExitDrafter
 from drafters.model import ModelDrafter
 from drafters.ngram import NgramDrafter
 from drafters.null import NullDrafter
-from drafters.streaming import StreamingDrafter
 from drafters.suffix import SuffixDrafter
 from drafters.synthetic import SyntheticDrafter
 
@@ -13,7 +12,6 @@ __all__ = [
     "ModelDrafter",
     "NgramDrafter",
     "NullDrafter",
-    "StreamingDrafter",
     "SuffixDrafter",
     "SyntheticDrafter",
 ]
