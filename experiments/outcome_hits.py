@@ -95,10 +95,8 @@ class Witness(FullVerifier):
         return hits
 
     def _said(self, exit: Exit, seq: Sequences, draft: Draft) -> Candidates:
-        said: list[Candidates] = []
-        glance = exit.glance(self.model, draft, seq.sampling, said.append)
-        glance.take(self._seen[Tap(glance.layer)])
-        return said[0]
+        state_BMX = self._seen[Tap(exit.of(self.model))][:, -(draft.size + 1) :]
+        return exit.read(self.model.network, state_BMX, draft, seq.sampling)
 
 
 def forecasts(

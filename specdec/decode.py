@@ -128,7 +128,8 @@ def together(
         with side(), trace.span("drafter"):  # a model reads the prompt
             guarded.begin(cast(Verifier, target), theirs)
         verifier.begin(seq, exit=forecast.exit)
-        duet = Duet(drafter, guarded, forecast, side, trace)
+        outlet = verifier.model.network.outlet(side.drafter)
+        duet = Duet(drafter, guarded, outlet, forecast, side, trace)
         duet.open(theirs, noise_for(theirs, seed, accept, side.replay))
         stage = Stage(replay, trace, (verifier.model,), guarded.static, verifier.width)
         seq = pipelined(seq, duet, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)

@@ -1,6 +1,6 @@
 """A drafter on a device of its own, told what to do by the target's host thread, far ahead of both devices.
 
-B rows, M = N + 1 places of a window, V vocabulary, J new tokens.
+B rows, M = N + 1 places of a window, X columns of a report or hidden size, V vocabulary, J new tokens.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 from specdec import tree
 from specdec.book import Book, either
 from specdec.guard import Guarded
-from specdec.hypotheses import Candidates
 from specdec.loop import directly, propose
 from specdec.messages import Outcome
 from specdec.noise import Noise
 from specdec.protocols import BranchingDrafter, Forecast
 from specdec.report import BEFORE, COMMITTED, ENDED, NODE, TOKENS
+from specdec.runtime.huggingface import Network
 from specdec.runtime.mail import Mail
 from specdec.runtime.streams import Side
 from specdec.sequences import Sequences
@@ -56,13 +56,16 @@ def prepare(
     seq: Sequences,
     window: Draft,
     own_BMV: Tensor,
-    early_BX: Tensor | None,
+    early_BMX: Tensor | None,
+    outlet: Network,
     forecast: Forecast,
     drafter: BranchingDrafter,
     noise: Noise,
 ) -> Book:
-    """Drafts for the outcomes that a forecast makes likely; the early exit's message comes packed."""
-    early = None if early_BX is None else Candidates.unpacked(early_BX, window.size)
+    """Drafts for the outcomes that a forecast makes likely; the early exit's states are read out here."""
+    early = None
+    if early_BMX is not None and forecast.exit is not None:
+        early = forecast.exit.read(outlet, early_BMX, window, seq.sampling)
     outcomes = forecast(window, own_BMV, early)
     return Book(seq.lengths, outcomes, drafter.branch(seq.context(), window, outcomes, noise))
 
@@ -94,14 +97,17 @@ class Duet:
     Args:
         drafter: proposes tokens. Without ``look`` and ``branch`` nothing is prepared, and it drafts when asked.
         guarded: the same, guarded.
+        outlet: the target's norm and head on the drafter's device, see ``Network.outlet``.
         forecast: which outcomes to prepare for.
         side: the drafter's queue.
         trace: takes hits, spans and faults.
     """
 
-    def __init__(self, drafter: Any, guarded: Guarded, forecast: Forecast, side: Side, trace: Trace) -> None:
+    def __init__(
+        self, drafter: Any, guarded: Guarded, outlet: Network, forecast: Forecast, side: Side, trace: Trace
+    ) -> None:
         self.hint = side.signal
-        self._drafter, self._guarded, self._forecast = drafter, guarded, forecast
+        self._drafter, self._guarded, self._outlet, self._forecast = drafter, guarded, outlet, forecast
         self._side, self._trace = side, trace
         self._branches = hasattr(drafter, "branch")
 
@@ -115,7 +121,7 @@ class Duet:
             self._ahead()
 
     def settle(self, turn: Turn) -> Draft:
-        """Prepare once the early exit has spoken, look up once the verdict is there; both without waiting.
+        """Prepare once the early exit is passed, look up once the verdict is there; both without waiting.
 
         The target is at work while all this is launched. Then the host waits for one answer: whether a row needs a
         fresh draft.
@@ -169,12 +175,20 @@ class Duet:
         if self._forecast.exit is None:
             self._prepare(None)
 
-    def _prepare(self, early_BX: Tensor | None) -> None:
+    def _prepare(self, early_BMX: Tensor | None) -> None:
         if self._own is None:
             return
         with self._caring(), self._trace.span("drafter.branch", self._round):
             self._book = self._play(
-                prepare, self._seq, self._window, self._own, early_BX, self._forecast, self._drafter, self._noise
+                prepare,
+                self._seq,
+                self._window,
+                self._own,
+                early_BMX,
+                self._outlet,
+                self._forecast,
+                self._drafter,
+                self._noise,
             )
 
     def _fresh(self, settled: Settled) -> None:

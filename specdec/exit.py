@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -18,7 +19,10 @@ from specdec.sampling import Sampling
 from specdec.translator import load_translator
 from specdec.types import Draft
 
-Hint = Callable[[Candidates], None]
+if TYPE_CHECKING:
+    from specdec.runtime.huggingface import Network
+
+Hint = Callable[["Glimpse"], None]
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,38 @@ class Exit:
         return layer
 
     def glance(self, model: CachedModel, draft: Draft, sampling: Sampling, hint: Hint) -> Glance:
-        """What is to be done with the state as soon as it is there: read it out, and let the hint leave."""
+        """What is to be done with the state as soon as it is there: let the hint see it."""
 
         def take(state_BWX: Tensor) -> None:
-            state_BMX = state_BWX[:, -(draft.size + 1) :]
-            if self.map is not None:
-                state_BMX = self.map(state_BMX)
-            hint(Candidates.top(sampling.soft(model.network.read_out(state_BMX)), draft, self.top))
+            hint(Glimpse(self, model.network, state_BWX[:, -(draft.size + 1) :], draft, sampling))
 
         return Glance(self.of(model), take)
+
+    def read(self, network: Network, state_BMX: Tensor, draft: Draft, sampling: Sampling) -> Candidates:
+        """The top tokens by a network's norm and head on states [B, M, hidden] from behind the layer."""
+        if self.map is not None:
+            state_BMX = self.map(state_BMX)
+        return Candidates.top(sampling.soft(network.read_out(state_BMX)), draft, self.top)
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """What there is to see of a forward while the layers behind the exit still run.
+
+    Attributes:
+        exit: which.
+        network: the target.
+        state: [B, M, hidden].
+        draft: the window.
+        sampling: the law to decode under.
+    """
+
+    exit: Exit
+    network: Network
+    state: Tensor
+    draft: Draft
+    sampling: Sampling
+
+    def read(self) -> Candidates:
+        """Read it out where the target is."""
+        return self.exit.read(self.network, self.state, self.draft, self.sampling)

@@ -32,22 +32,6 @@ class Candidates:
     scores: Tensor
     window: Tensor
 
-    @property
-    def packed(self) -> Tensor:
-        """float64 [B, M * 2K + N]: all in one piece, for a journey elsewhere. Ids stay exact below 2^53."""
-        parts = (self.tokens.flatten(1), self.scores.flatten(1), self.window)
-        return torch.cat([part.double() for part in parts], 1)
-
-    @classmethod
-    def unpacked(cls, packed_BX: Tensor, nodes: int) -> Candidates:
-        """From ``packed``, for a window of so many nodes."""
-        size = (packed_BX.shape[1] - nodes) // 2
-        tokens_BX, scores_BX, window_BN = packed_BX.split([size, size, nodes], 1)
-        places = (nodes + 1, size // (nodes + 1))
-        return cls(
-            tokens_BX.long().unflatten(1, places), scores_BX.float().unflatten(1, places), window_BN.float()
-        )
-
     @classmethod
     def top(cls, scores_BMV: Tensor, draft: Draft, count: int) -> Candidates:
         """The ``count`` likeliest tokens under log-probabilities [B, M, V]."""

@@ -24,7 +24,7 @@ def verify(
     noise: Noise,
     hint: Hint | None = None,
 ) -> Turn:
-    """Score the draft, decide, commit; an early exit speaks to ``hint`` on the way."""
+    """Score the draft, decide, commit; ``hint`` sees the early exit on the way."""
     draft, faults = admit(draft, seq.lengths, seq.room, verifier.vocab_size)
     evidence = verifier.score(seq, draft, hint)
     verdict = accept(draft, evidence.laws(), noise)

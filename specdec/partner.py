@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specdec.hypotheses import Candidates
+from specdec.exit import Glimpse
 from specdec.messages import Early, Message, Opening, Outcome, Ready, Window, moved
 from specdec.report import NODE
 from specdec.sequences import Sequences
@@ -75,8 +75,9 @@ class Partner:
         if isinstance(ready, Ready) and ready.refusal:
             raise ValueError(ready.refusal)
 
-    def hint(self, candidates: Candidates) -> None:
-        """What the target's early exit says, while its last layers still run."""
+    def hint(self, glimpse: Glimpse) -> None:
+        """Send what the target's early exit says, while its last layers still run."""
+        candidates = glimpse.read()
         self._trace.instant("target.exit", self._round)
         self._send(Early(self._opening.generation, self._round, candidates))
 

@@ -35,7 +35,7 @@ class Evidence(Protocol):
 
     @property
     def early(self) -> Tensor | None:
-        """float64 [B, ...]: what the early exit said in one piece (``Candidates.packed``), None without one."""
+        """[B, M, hidden]: the states of the window behind the early exit, None without one."""
         ...
 
     def along(self, verdict: Verdict) -> Advice | None:
@@ -82,7 +82,7 @@ class Verifier(Protocol):
     def score(self, seq: Sequences, draft: Draft, hint: Hint | None = None) -> Evidence:
         """Run the target over what it has not seen of the rows, and over the draft.
 
-        ``hint`` is called from inside the forward with what the early exit says, if there is one.
+        ``hint`` is called from inside the forward with what there is to see at the early exit, if there is one.
         """
         ...
 
@@ -151,7 +151,7 @@ class DraftPartner(Protocol):
 
     @property
     def hint(self) -> Hint:
-        """Hears the early exit from inside the target's forward."""
+        """Sees the early exit from inside the target's forward."""
         ...
 
     def settle(self, turn: Turn) -> Draft:

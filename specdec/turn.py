@@ -17,7 +17,7 @@ class Turn:
     Attributes:
         seq: the rows after it.
         advice: what the drafter wanted to see of the target, along the accepted path.
-        early: float64 [B, ...], what the early exit said in one piece (``Candidates.packed``), None without one.
+        early: [B, M, hidden], the states of the window behind the early exit, None without one.
         report: int64 [B, ...], all that was decided; see ``specdec.trace.report``.
     """
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from specdec.exit import Hint
-from specdec.hypotheses import Candidates
+from specdec.exit import Glimpse, Hint
 from specdec.loop import propose, verify
 from specdec.planner import Costs
 from specdec.sequences import Sequences
@@ -88,10 +87,10 @@ class Scene:
             self.clock.spend(rest)
         return turn
 
-    def _say(self, hint: Hint, before: float, candidates: Candidates) -> None:
+    def _say(self, hint: Hint, before: float, glimpse: Glimpse) -> None:
         """What the early exit says leaves behind its layers; they go on when it has arrived, as the law has it."""
         self.clock.spend(before + self.costs.exit_head)
-        hint(candidates)
+        hint(glimpse)
         self.clock.spend(self.costs.early)
 
     def _propose(self, *arguments: Any) -> Draft:

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specdec.exit import Exit, Hint
-from specdec.hypotheses import Candidates
+from specdec.exit import Exit, Glimpse, Hint
 from specdec.runtime import CachedModel, load
 from specdec.runtime.model import Scores
 from specdec.runtime.replay import Replay
@@ -104,15 +103,15 @@ class FullVerifier:
         self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)
 
     def score(self, seq: Sequences, draft: Draft, hint: Hint | None = None) -> FullEvidence:
-        """One forward over what the cache lacks of the rows, and the draft; the early exit speaks to ``hint``."""
+        """One forward over what the cache lacks of the rows, and the draft; ``hint`` sees the early exit."""
         # All but the last committed token went through the target when they were drafted or corrected.
         behind, chain = 1 if seq.static else None, draft.fanout == 1
         nodes = (draft.tokens, draft.parents)
-        glance, said = None, Said(hint)
+        glance, seen = None, Seen(hint)
         if self._exit is not None and hint is not None:
-            glance = self._exit.glance(self.model, draft, seq.sampling, said)
+            glance = self._exit.glance(self.model, draft, seq.sampling, seen)
         scores = self.model.advance(seq.tokens, seq.lengths, nodes, self._taps, behind, chain, glance)
-        return FullEvidence(seq, draft, scores, said.packed)
+        return FullEvidence(seq, draft, scores, seen.state)
 
     def commit(self, seq: Sequences, draft: Draft, verdict: Verdict) -> Sequences:
         """Append the accepted path and the token after it, and keep the path's keys and values."""
@@ -122,16 +121,16 @@ class FullVerifier:
 
 
 @dataclass
-class Said:
-    """Keeps what the early exit says, and hands it on at once."""
+class Seen:
+    """Keeps what there is to see at the early exit, and shows it at once."""
 
     hint: Hint | None
-    packed: Tensor | None = None
+    state: Tensor | None = None
 
-    def __call__(self, candidates: Candidates) -> None:
-        self.packed = candidates.packed
+    def __call__(self, glimpse: Glimpse) -> None:
+        self.state = glimpse.state
         if self.hint is not None:
-            self.hint(candidates)
+            self.hint(glimpse)
 
 
 @dataclass(frozen=True)

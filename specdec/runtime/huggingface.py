@@ -59,6 +59,7 @@ class Network:
         self.brief = False
         self.compiled: CompiledLayers | None = None
         self._tuples = False  # whether layers answer with tuples
+        self._outlets: dict[torch.device, Network] = {}
 
     @property
     def vocab_size(self) -> int:
@@ -132,6 +133,25 @@ class Network:
             hooks.clear()  # who watches the model's steps does not mean this one
         tokens_BW = torch.zeros(state_BWX.shape[:2], dtype=torch.int64, device=state_BWX.device)
         return module(input_ids=tokens_BW, use_cache=False).logits
+
+    def outlet(self, device: torch.device) -> Network:
+        """What can ``read_out`` as this one does, and no more, on another device: copies of norm and head."""
+        if device == self.device:
+            return self
+        if device not in self._outlets:
+            self._outlets[device] = self._outlet(device)
+        return self._outlets[device]
+
+    def _outlet(self, device: torch.device) -> Network:
+        outlet = copy.copy(self)
+        if self.lean is not None:
+            outlet.lean = self.lean.outlet(device)
+            return outlet
+        name, stack = layer_list(self.module, self.config.num_hidden_layers)
+        # As many layers as it has to have, but all one, that ``read_out`` asks for attributes.
+        outlet.module = copy.deepcopy(with_layers(self.module, name, [stack[-1]] * len(stack))).to(device)
+        outlet._layers = layer_list(outlet.module, len(stack))[1]
+        return outlet
 
     def quicken(self) -> None:
         """Prepare to run a few tokens at a time as fast as the device can. Does nothing on a CPU."""

@@ -6,8 +6,9 @@ B rows, W tokens of one forward, M = B * W, K keep, V vocabulary, E head width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
@@ -103,6 +104,10 @@ class LeanNetwork:
                 glance.take(x_MX.unflatten(0, (rows, width)))
         logits_BKV = self.read_out(x_MX.unflatten(0, (rows, width))[:, width - keep :])
         return logits_BKV, {tap: states[tap.layer].unflatten(0, (rows, width)) for tap in taps}
+
+    def outlet(self, device: torch.device) -> LeanNetwork:
+        """Norm and head alone, on another device."""
+        return replace(self, layers=(), norm=self.norm.to(device), head=self.head.to(device))
 
     def read_out(self, state_BWX: Tensor) -> Tensor:
         """Logits [B, W, V] of norm and head on states [B, W, hidden]."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from specdec.hypotheses import Candidates
 from specdec.runtime.replay import Replay, current
 
 
@@ -26,7 +25,7 @@ class Signal:
         """What a recording may take it for."""
         return self
 
-    def __call__(self, _: Candidates) -> None:
+    def __call__(self, _: object) -> None:
         """What it marks is there."""
         if self.event is not None:
             self.event.record()

@@ -138,10 +138,3 @@ def test_messages_arrive_as_they_were_sent_or_not_at_all(message, monkeypatch):
     monkeypatch.setattr(wire, "VERSION", wire.VERSION + 1)
     with pytest.raises(ValueError, match="version"):
         decode(content)
-
-
-def test_the_early_message_in_one_piece():
-    candidates = Candidates(torch.randint(0, 200_000, (2, 4, 3)), torch.randn(2, 4, 3), torch.randn(2, 3))
-    back = Candidates.unpacked(candidates.packed, 3)
-    assert torch.equal(back.tokens, candidates.tokens)
-    assert torch.equal(back.scores, candidates.scores) and torch.equal(back.window, candidates.window)

@@ -90,6 +90,30 @@ class TestConvention:
         assert scores.positions is None
 
 
+class TestOutlet:
+    """Norm and head on another device; another name of the same one stands in for it."""
+
+    ELSEWHERE = torch.device("cpu", 0)
+
+    def test_reads_out_as_the_model_does_with_weights_of_its_own(self, name: str) -> None:
+        module = FAMILIES[name]()
+        network = load(module).model.network
+        state_BWX = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(5))
+        outlet = network.outlet(self.ELSEWHERE)
+        with torch.no_grad():
+            logits_BWV = network.read_out(state_BWX)
+            close(outlet.read_out(state_BWX), logits_BWV)
+            for weight in module.parameters():
+                weight.mul_(2)
+            assert not torch.allclose(network.read_out(state_BWX), logits_BWV)
+            close(outlet.read_out(state_BWX), logits_BWV)
+
+    def test_is_made_once_and_where_the_model_is_there_is_none(self) -> None:
+        network = load(FAMILIES["llama"]()).model.network
+        assert network.outlet(self.ELSEWHERE) is network.outlet(self.ELSEWHERE) is not network
+        assert network.outlet(network.device) is network
+
+
 class Round:
     """One round of a ragged batch: a tree, and a verdict about it."""
 

@@ -35,7 +35,8 @@ def attend(
         q_MX: [B * W, H * G * E], at any stride between tokens.
         keys_BHSE, values_BHSE: the layer's cache.
         scale: of the scores.
-        overlap: whether the kernels may start before the last one has ended (see ``linear``).
+        overlap: whether the kernels may start before the last one has ended (see ``linear``). That one may
+            still be writing the queries and what the cache gets of this forward's tokens, and nothing else.
 
     Returns:
         [B * W, H * G * E].
@@ -56,7 +57,8 @@ def attend(
     _chunk[rows * heads, chunks, turns](
         q_MX, keys_BHSE, values_BHSE, *told, parts, tops, totals,
         scale * math.log2(math.e), width, depth, q_MX.stride(0), *keys_BHSE.stride()[:3],
-        TOKENS=together, LINES=max(16, together * triton.next_power_of_2(groups)), BLOCK=block,
+        WIDTH=triton.next_power_of_2(width), TOKENS=together,
+        LINES=max(16, together * triton.next_power_of_2(groups)), BLOCK=block,
         TREE=sight.order is not None, PRECISION="ieee", num_warps=4, num_stages=3, launch_pdl=overlap, **shape,
     )  # fmt: skip
     out_MX = torch.empty(q_MX.shape, dtype=q_MX.dtype, device=q_MX.device)
@@ -97,12 +99,15 @@ def attend_reference(q_MX: Tensor, keys_BHSE: Tensor, values_BHSE: Tensor, sight
 def _chunk(
     q, keys, values, lengths, counts, lows, order, sums, tops, totals, scale,
     width, depth, q_stride, cache_row, cache_head, slot_stride,
-    H: tl.constexpr, G: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, TOKENS: tl.constexpr, LINES: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr, TREE: tl.constexpr, OVERLAP: tl.constexpr, PRECISION: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, WIDTH: tl.constexpr,
+    TOKENS: tl.constexpr, LINES: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, TREE: tl.constexpr,
+    OVERLAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One chunk of one row and head: for a group of its tokens, or in a tree's region for one of them."""
-    if OVERLAP:
-        gdc_wait()
+    """One chunk of one row and head: for a group of its tokens, or in a tree's region for one of them.
+
+    What is read before the wait, the keys and values of earlier forwards among it, was there when the kernel
+    before began: that one waited too, before it let this one start.
+    """
     b, h = tl.program_id(0) // H, tl.program_id(0) % H
     c = tl.program_id(1)
     turn = tl.program_id(2)
@@ -110,6 +115,8 @@ def _chunk(
     if TREE:
         first = turn // TOKENS * TOKENS
     length = tl.load(lengths + b)
+    every = tl.arange(0, WIDTH)
+    newest = tl.min(tl.load(counts + b * width + every, mask=every < width, other=1 << 62), 0) - 1
     line = tl.arange(0, LINES)
     g, w = line // TOKENS, first + line % TOKENS
     here = (g < G) & (w < width)
@@ -121,32 +128,34 @@ def _chunk(
         shared = (c + 1) * CHUNK <= length
         mine = here & (shared | (w == turn))
         leads = (turn == first) | (not shared)
+    most = tl.max(count, 0)
     if leads & (tl.max(tl.where(mine, count, 0), 0) > c * CHUNK):
         e = tl.arange(0, BE)
-        wide = e < E
-        head = h * G + g
-        q_LE = tl.load(
-            q + ((b * width + w) * q_stride + head * E)[:, None] + e[None, :],
-            mask=here[:, None] & wide[None, :], other=0.0,
-        )  # fmt: skip
         base = b.to(tl.int64) * cache_row + h.to(tl.int64) * cache_head
         path = order + (b * width + turn) * depth
-        if TREE:
-            if shared:
-                top, total, sum = _visit(
-                    q_LE, keys + base, values + base, path, count, low, c * CHUNK, length, depth, slot_stride,
-                    scale, E, BE, LINES, CHUNK, BLOCK, False, PRECISION,
-                )  # fmt: skip
-            else:
-                top, total, sum = _visit(
-                    q_LE, keys + base, values + base, path, count, low, c * CHUNK, length, depth, slot_stride,
-                    scale, E, BE, LINES, CHUNK, BLOCK, True, PRECISION,
-                )  # fmt: skip
-        else:
-            top, total, sum = _visit(
-                q_LE, keys + base, values + base, path, count, low, c * CHUNK, length, depth, slot_stride, scale,
-                E, BE, LINES, CHUNK, BLOCK, False, PRECISION,
-            )  # fmt: skip
+        position = c * CHUNK + tl.arange(0, BLOCK)
+        place = _places(position, path, length, depth, slot_stride, TREE)
+        old = position < newest
+        old_k_ES, old_v_SE = _read(keys + base, values + base, place, old & (position < most), e, E)
+        if OVERLAP:
+            gdc_wait()
+        q_LE = tl.load(
+            q + ((b * width + w) * q_stride + (h * G + g) * E)[:, None] + e[None, :],
+            mask=here[:, None] & (e < E)[None, :], other=0.0,
+        )  # fmt: skip
+        new_k_ES, new_v_SE = _read(keys + base, values + base, place, (position < most) & ~old, e, E)
+        top = tl.full([LINES], float("-inf"), tl.float32)
+        total = tl.zeros([LINES], tl.float32)
+        sum = tl.zeros([LINES, BE], tl.float32)
+        top, total, sum = _fold(
+            q_LE, tl.where(old[None, :], old_k_ES, new_k_ES), tl.where(old[:, None], old_v_SE, new_v_SE),
+            position, count, low, top, total, sum, scale, PRECISION,
+        )  # fmt: skip
+        for step in range(BLOCK, CHUNK, BLOCK):
+            position = c * CHUNK + step + tl.arange(0, BLOCK)
+            place = _places(position, path, length, depth, slot_stride, TREE)
+            k_ES, v_SE = _read(keys + base, values + base, place, position < most, e, E)
+            top, total, sum = _fold(q_LE, k_ES, v_SE, position, count, low, top, total, sum, scale, PRECISION)
         result = ((tl.program_id(0).to(tl.int64) * tl.num_programs(1) + c) * width + w) * G + g
         tl.store(tops + result, top, mask=mine)
         tl.store(totals + result, total, mask=mine)
@@ -156,39 +165,37 @@ def _chunk(
 
 
 @triton.jit
-def _visit(
-    q_LE, keys, values, path, count, low, start, length, depth, slot_stride, scale,
-    E: tl.constexpr, BE: tl.constexpr, LINES: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
-    TREE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Online softmax over one chunk: highest score, sum of weights, weighted sum of values."""
-    e = tl.arange(0, BE)
+def _places(position, path, length, depth, slot_stride, TREE: tl.constexpr):
+    """Where the keys and values of positions lie: those of a tree's nodes are looked up along a path."""
+    slot = position
+    if TREE:
+        beyond = position - length
+        inside = (beyond >= 0) & (beyond < depth)
+        slot = tl.where(inside, length + tl.load(path + beyond, mask=inside, other=0), position)
+    return slot.to(tl.int64) * slot_stride
+
+
+@triton.jit
+def _read(keys, values, place, wanted, e, E: tl.constexpr):
+    """Keys with one column and values with one row per place."""
     wide = e < E
-    most = tl.max(count, 0)
-    top = tl.full([LINES], float("-inf"), tl.float32)
-    total = tl.zeros([LINES], tl.float32)
-    sum = tl.zeros([LINES, BE], tl.float32)
-    for step in range(0, CHUNK, BLOCK):
-        position = start + step + tl.arange(0, BLOCK)
-        slot = position
-        if TREE:
-            beyond = position - length
-            inside = (beyond >= 0) & (beyond < depth)
-            slot = tl.where(inside, length + tl.load(path + beyond, mask=inside, other=0), position)
-        there = position < most
-        place = slot.to(tl.int64) * slot_stride
-        k_ES = tl.load(keys + place[None, :] + e[:, None], mask=there[None, :] & wide[:, None], other=0.0)
-        v_SE = tl.load(values + place[:, None] + e[None, :], mask=there[:, None] & wide[None, :], other=0.0)
-        seen = (position[None, :] < count[:, None]) & (position[None, :] >= low[:, None])
-        score = tl.where(seen, tl.dot(q_LE, k_ES, input_precision=PRECISION) * scale, float("-inf"))
-        higher = tl.maximum(top, tl.max(score, 1))
-        anchor = tl.where(higher == float("-inf"), 0.0, higher)
-        part = tl.exp2(score - anchor[:, None])
-        fade = tl.exp2(top - anchor)
-        total = total * fade + tl.sum(part, 1)
-        sum = tl.dot(part.to(v_SE.dtype), v_SE, sum * fade[:, None], input_precision=PRECISION)
-        top = higher
-    return top, total, sum
+    k_ES = tl.load(keys + place[None, :] + e[:, None], mask=wanted[None, :] & wide[:, None], other=0.0)
+    v_SE = tl.load(values + place[:, None] + e[None, :], mask=wanted[:, None] & wide[None, :], other=0.0)
+    return k_ES, v_SE
+
+
+@triton.jit
+def _fold(q_LE, k_ES, v_SE, position, count, low, top, total, sum, scale, PRECISION: tl.constexpr):
+    """Online softmax goes on by one block: highest score, sum of weights, weighted sum of values."""
+    seen = (position[None, :] < count[:, None]) & (position[None, :] >= low[:, None])
+    score = tl.where(seen, tl.dot(q_LE, k_ES, input_precision=PRECISION) * scale, float("-inf"))
+    higher = tl.maximum(top, tl.max(score, 1))
+    anchor = tl.where(higher == float("-inf"), 0.0, higher)
+    part = tl.exp2(score - anchor[:, None])
+    fade = tl.exp2(top - anchor)
+    total = total * fade + tl.sum(part, 1)
+    sum = tl.dot(part.to(v_SE.dtype), v_SE, sum * fade[:, None], input_precision=PRECISION)
+    return higher, total, sum
 
 
 @triton.jit
@@ -198,12 +205,12 @@ def _combine(
     CHUNKS: tl.constexpr, BC: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One token and query head: its chunks put together, in order."""
-    if OVERLAP:
-        gdc_wait()
     token = tl.program_id(0)
     head = tl.program_id(1)
     b, w = token // width, token % width
     used = (tl.load(counts + token) + CHUNK - 1) // CHUNK
+    if OVERLAP:
+        gdc_wait()
     first = ((b.to(tl.int64) * H + head // G) * CHUNKS * width + w) * G + head % G
     e = tl.arange(0, BE)
     top = float("-inf")
