@@ -135,6 +135,8 @@ def feed(
     """
     lengths_B, device = hanging.lengths, tokens_BS.device
     size = extent or Extent.measured(lengths_B, held_B, hanging.size, fed)
+    if brief and tokens_BS.is_cuda:
+        return _briefly(tokens_BS, held_B, hanging, fed, size)
     place_BP = lengths_B[:, None] + torch.arange(-size.pending, 0, device=device)
     real_BP = place_BP >= held_B[:, None]
     place_BP = place_BP.clamp(min=0)
@@ -159,6 +161,25 @@ def feed(
         triangle=size.start == 0 and hanging.size == 0 and size.pending == size.span,
         start=size.start,
         sight=sight,
+    )
+
+
+def _briefly(tokens_BS: Tensor, held_B: Tensor, hanging: Hanging, fed: int, size: Extent) -> Feed:
+    """The same in one kernel, with a ``Sight``."""
+    from specdec.runtime.kernels.feeding import feeding
+
+    lengths_B, nodes_BN, parents_BN = hanging.lengths, hanging.tokens, hanging.parents
+    what = feeding(tokens_BS, held_B, lengths_B, nodes_BN, parents_BN, fed, size.pending, hanging.chain)
+    return Feed(
+        tokens=what.tokens,
+        slots=what.slots,
+        positions=what.positions,
+        allowed=None,
+        slot_positions=lengths_B[:, None],
+        span=size.span,
+        triangle=size.start == 0 and hanging.size == 0 and size.pending == size.span,
+        start=size.start,
+        sight=Sight(lengths_B, what.counts, what.lows, what.order),
     )
 
 

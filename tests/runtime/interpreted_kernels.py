@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from specdec.runtime.kernels import attention, linear, rotary
+from specdec import tree
+from specdec.runtime.feed import Extent, Hanging, feed
+from specdec.runtime.kernels import attention, feeding, linear, rotary
 from specdec.runtime.kernels.tile import tile_for
 from specdec.runtime.sight import Sight
 
@@ -163,3 +165,25 @@ def test_rotation(kernels, norms):
         assert near(mine, expected)
         untouched = torch.ones(2, 201, dtype=torch.bool).scatter(1, slots_BW, False)
         assert torch.equal(mine.transpose(1, 2)[untouched], old.transpose(1, 2)[untouched])
+
+
+FOREST = [[-1, 0, -1, 1, 3, 2], [-1, -1, -1, -1, 0, 4], [-1, 0, 1, tree.PAD, 2, tree.PAD]]
+
+
+@pytest.mark.parametrize("pending", [0, 1, 3])
+@pytest.mark.parametrize("fed", [0, 2, 5])
+@pytest.mark.parametrize("parents", [FOREST, [[-1, 0, 1, 2, 3, 4]] * 3], ids=["trees", "chains"])
+def test_the_inputs_of_a_forward(kernels, parents, fed, pending):
+    chain, size = parents is not FOREST, len(parents[0])
+    lengths_B, held_B = torch.tensor([2, 7, 12]), torch.tensor([1, 6, 10])
+    tokens_BS = torch.arange(3 * 16).view(3, 16)
+    hanging = Hanging(lengths_B, 100 + torch.arange(3 * size).view(3, size), torch.tensor(parents), chain)
+    expected = feed(tokens_BS, held_B, hanging, fed, Extent(pending, 20), brief=True)
+    got = feeding.feeding(tokens_BS, held_B, lengths_B, hanging.tokens, hanging.parents, fed, pending, chain)
+    assert torch.equal(got.tokens, expected.tokens) and torch.equal(got.slots, expected.slots)
+    assert torch.equal(got.positions, expected.positions)
+    assert torch.equal(got.counts, expected.sight.counts) and torch.equal(got.lows, expected.sight.lows)
+    assert (got.order is None) == (expected.sight.order is None)
+    for b, w in [] if chain else [(b, w) for b in range(3) for w in range(pending, pending + size - fed)]:
+        depth = int(got.counts[b, w] - lengths_B[b])
+        assert depth > 0 and torch.equal(got.order[b, w, :depth], expected.sight.order[b, w, :depth])
