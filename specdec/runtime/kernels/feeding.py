@@ -54,7 +54,8 @@ def feeding(
         *told, facts_XBW, facts_XBW if order_BWN is None else order_BWN, tokens_BS.shape[1], size, fed, pending,
         BN=triton.next_power_of_2(max(1, size)), TREE=order_BWN is not None, num_warps=1,
     )  # fmt: skip
-    return Fed(*facts_XBW.unbind(0), order_BWN)
+    tokens_BW, slots_BW, positions_BW, counts_BW, lows_BW = facts_XBW.unbind(0)
+    return Fed(tokens_BW, slots_BW, positions_BW, counts_BW, lows_BW, order_BWN)
 
 
 @triton.jit
