@@ -10,7 +10,7 @@ import torch
 from specdec import tree
 from specdec.runtime.feed import Extent, Hanging, feed
 from specdec.runtime.kernels import attention, feeding, linear, rotary
-from specdec.runtime.kernels.tile import tile_for
+from specdec.runtime.kernels.tile import Tile, tile_for
 from specdec.runtime.sight import Sight
 
 
@@ -27,10 +27,17 @@ def near(got, expected):
     return float((got - expected).norm() / expected.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("cores", [False, True], ids=["lanes", "cores"])
+TILES = {
+    "lanes": Tile(16, 32, 4, 2, False),
+    "cores": Tile(16, 32, 4, 2, True),
+    "slices": Tile(16, 64, 4, 2, True, 4),
+}
+
+
+@pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("tokens", [1, 3, 5, 17])
 @pytest.mark.parametrize("extras", ["", "gain gated residual_MN", "gain bias", "bias residual_MN"])
-def test_linear(kernels, tokens, cores, extras):
+def test_linear(kernels, tokens, tile, extras):
     size, outputs = 80, 40
     parts = {
         "gain": draw(size, seed=1),
@@ -39,8 +46,7 @@ def test_linear(kernels, tokens, cores, extras):
     }
     options = {name: parts[name] for name in extras.split() if name in parts} | {"gated": "gated" in extras}
     x_MK, weight = draw(tokens, size), draw(2 * outputs if "gated" in extras else outputs, size, seed=4)
-    tile = kernels.linear.Tile(16, 32, 4, 2, cores)
-    got = kernels.linear.linear(x_MK, weight, epsilon=1e-5, tile=tile, **options)
+    got = kernels.linear.linear(x_MK, weight, epsilon=1e-5, tile=TILES[tile], **options)
     assert near(got, kernels.linear.linear_reference(x_MK, weight, epsilon=1e-5, **options))
 
 
@@ -57,11 +63,12 @@ def test_many_tokens_go_to_a_library(kernels):
     )
 
 
-def test_a_row_s_bits_do_not_depend_on_how_many_go_with_it(kernels):
-    x_MK, weight, tile = draw(16, 64), draw(32, 64, seed=1), kernels.linear.Tile(16, 32, 4, 2, True)
-    whole = kernels.linear.linear(x_MK, weight, tile=tile)
+@pytest.mark.parametrize("tile", ["cores", "slices"])
+def test_a_row_s_bits_do_not_depend_on_how_many_go_with_it(kernels, tile):
+    x_MK, weight = draw(16, 64), draw(32, 64, seed=1)
+    whole = kernels.linear.linear(x_MK, weight, tile=TILES[tile])
     for tokens in (1, 3, 8):
-        assert torch.equal(kernels.linear.linear(x_MK[:tokens], weight, tile=tile), whole[:tokens])
+        assert torch.equal(kernels.linear.linear(x_MK[:tokens], weight, tile=TILES[tile]), whole[:tokens])
 
 
 @pytest.mark.parametrize("room", [99 << 10, 163 << 10, 227 << 10], ids=["small", "A100", "Hopper"])

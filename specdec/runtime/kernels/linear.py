@@ -55,7 +55,10 @@ def linear(
     }  # fmt: skip
     together = triton.next_power_of_2(tokens)
     kernel = _many if tile.cores else _few
-    if tile.cores:
+    if tile.slices > 1:
+        kernel = _sliced
+        options |= {"BM": max(8, together), "PRECISION": "ieee", "SLICES": tile.slices}
+    elif tile.cores:
         options |= {"BM": max(16, together), "PRECISION": "ieee"}
     else:
         options |= {"BM": together}
@@ -129,21 +132,15 @@ def _few(
             up += v.to(tl.float32)[None, :, :] * x_MK[:, None, :]
     if OVERLAP:
         gdc_launch_dependents()
-    sum_MN = tl.sum(sum, 2)
-    up_MN = tl.sum(up, 2)
+    size = tl.zeros([BM], tl.float32)
     if NORM:
         size = 1 / tl.sqrt(tl.sum(squares, 1) / inputs + epsilon)
-        sum_MN *= size[:, None]
-        up_MN *= size[:, None]
-    if GATED:
-        sum_MN = sum_MN * tl.sigmoid(sum_MN) * up_MN
-    wide = (n < outputs)[None, :]
-    if BIAS:
-        sum_MN += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
     place = m[:, None] * outputs + n[None, :]
-    if RESIDUAL:
-        sum_MN += tl.load(residual + place, mask=column & wide, other=0.0).to(tl.float32)
-    tl.store(out + place, sum_MN.to(out.dtype.element_ty), mask=column & wide)
+    kept = column & (n < outputs)[None, :]
+    _end(
+        tl.sum(sum, 2), tl.sum(up, 2), size[:, None], bias + n[None, :], residual + place, out + place, kept,
+        NORM, GATED, BIAS, RESIDUAL,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -181,15 +178,83 @@ def _many(
             up = tl.dot(v, x_KM, up, input_precision=PRECISION)
     if OVERLAP:
         gdc_launch_dependents()
+    size = tl.zeros([BM], tl.float32)
     if NORM:
         size = 1 / tl.sqrt(tl.sum(squares, 0) / inputs + epsilon)
-        sum *= size[None, :]
-        up *= size[None, :]
+    place = m[None, :] * outputs + n[:, None]
+    _end(
+        sum, up, size[None, :], bias + n[:, None], residual + place, out + place, row & column,
+        NORM, GATED, BIAS, RESIDUAL,
+    )  # fmt: skip
+
+
+@triton.jit
+def _sliced(
+    x, weight, gain, bias, residual, out, tokens, outputs, epsilon,
+    inputs: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, OVERLAP: tl.constexpr,
+    PRECISION: tl.constexpr, SLICES: tl.constexpr,
+):  # fmt: skip
+    """Products on tensor cores, every warp with a slice of the inputs and sums of its own.
+
+    Few tokens fill a core's tile only once, and each product waits for the last one on the same sum: with all inputs
+    in one line that is what a small weight takes its time for.
+    """
+    SIZE: tl.constexpr = BK // SLICES
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    m = tl.arange(0, BM)
+    k = tl.arange(0, SLICES)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    row = (n < outputs)[None, :, None]
+    column = (m < tokens)[None, None, :]
+    weights = weight + n[None, :, None].to(tl.int64) * inputs + k[:, None, :]
+    ups = weights + outputs.to(tl.int64) * inputs
+    if OVERLAP:
+        gdc_wait()
+    sum = tl.zeros([SLICES, BN, BM], tl.float32)
+    up = tl.zeros([SLICES, BN, BM], tl.float32)
+    squares = tl.zeros([SLICES, SIZE, BM], tl.float32)
+    for start in range(0, inputs, BK):
+        inside = start + k < inputs
+        wanted = row & inside[:, None, :]
+        w = tl.load(weights + start, mask=wanted, other=0.0, eviction_policy="evict_first")
+        x_SKM = tl.load(
+            x + m[None, None, :] * inputs + (start + k)[:, :, None], mask=column & inside[:, :, None], other=0.0
+        )
+        if NORM:
+            wide = x_SKM.to(tl.float32)
+            squares += wide * wide
+            scale = tl.load(gain + start + k, mask=inside, other=0.0).to(tl.float32)
+            x_SKM = (wide * scale[:, :, None]).to(w.dtype)
+        sum = tl.dot(w, x_SKM, sum, input_precision=PRECISION)
+        if GATED:
+            v = tl.load(ups + start, mask=wanted, other=0.0, eviction_policy="evict_first")
+            up = tl.dot(v, x_SKM, up, input_precision=PRECISION)
+    if OVERLAP:
+        gdc_launch_dependents()
+    size = tl.zeros([BM], tl.float32)
+    if NORM:
+        size = 1 / tl.sqrt(tl.sum(tl.sum(squares, 1), 0) / inputs + epsilon)
+    place = m[None, :] * outputs + n[:, None]
+    kept = (n < outputs)[:, None] & (m < tokens)[None, :]
+    _end(
+        tl.sum(sum, 0), tl.sum(up, 0), size[None, :], bias + n[:, None], residual + place, out + place, kept,
+        NORM, GATED, BIAS, RESIDUAL,
+    )  # fmt: skip
+
+
+@triton.jit
+def _end(
+    sum, up, size, bias, residual, out, kept,
+    NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    """What becomes of the sums: norm, gate, bias, residual, and their place."""
+    if NORM:
+        sum *= size
+        up *= size
     if GATED:
         sum = sum * tl.sigmoid(sum) * up
     if BIAS:
-        sum += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[:, None]
-    place = m[None, :] * outputs + n[:, None]
+        sum += tl.load(bias, mask=kept, other=0.0).to(tl.float32)
     if RESIDUAL:
-        sum += tl.load(residual + place, mask=row & column, other=0.0).to(tl.float32)
-    tl.store(out + place, sum.to(out.dtype.element_ty), mask=row & column)
+        sum += tl.load(residual, mask=kept, other=0.0).to(tl.float32)
+    tl.store(out, sum.to(out.dtype.element_ty), mask=kept)

@@ -19,6 +19,7 @@ class Tile:
         outputs, inputs: rows of the weight and columns of them that one program reads per step.
         warps, stages: of one program.
         cores: whether tensor cores multiply.
+        slices: of a step's inputs, that warps sum by themselves; with tensor cores only.
     """
 
     outputs: int
@@ -26,13 +27,15 @@ class Tile:
     warps: int
     stages: int
     cores: bool
+    slices: int = 1
 
 
 def tile_for(tokens: int, outputs: int, inputs: int, gated: bool, size: int = 2, room: int = HOPPER_ROOM) -> Tile:
     """Enough programs for every multiprocessor, and enough bytes in flight for each; measured on H100 and H200.
 
-    Where the weight is small, few tokens are fastest without tensor cores: one in any case, more where there are
-    few outputs. Where it is large, tensor cores are, even for one token, but where there are few outputs.
+    Where the weight is small, one or two tokens are fastest without tensor cores; more are with them, where the
+    inputs are cut into slices unless there are many outputs. Where it is large, tensor cores are fastest even for one
+    token, but where there are few outputs.
 
     Args:
         tokens, outputs, inputs: sizes of the product.
@@ -41,15 +44,17 @@ def tile_for(tokens: int, outputs: int, inputs: int, gated: bool, size: int = 2,
         room: bytes of shared memory that a program can have.
     """
     small, wide = outputs * inputs <= 1 << 22, outputs > inputs
+    sliced = small and tokens <= 16 and size == 2  # in float32 there are no tensor cores to wait for
     if gated:
-        few = Tile(2, 1024, 4, 2, False) if tokens == 1 else Tile(4, 256, 4, 2, False)
-        tile = few if small and tokens <= 2 else Tile(64, 128, 8, 3, True)
+        several = Tile(32, 128, 2, 6, True, slices=2) if sliced else Tile(64, 128, 8, 3, True)
+        tile = Tile(2, 1024, 4, 2, False) if small and tokens == 1 else several
     elif wide:
         # The norm keeps squares of all its inputs' tokens in registers: of many tokens, fewer inputs fit.
         many = Tile(64, 256, 4, 4, True) if tokens <= 16 else Tile(64, 128, 8, 4, True)
         tile = Tile(4, 1024, 4, 2, False) if small and tokens == 1 else many
     elif small:
-        tile = Tile(2, 1024, 4, 2, False) if tokens <= 4 else Tile(16, 512, 2, 3, True)
+        several = Tile(16, 512, 2, 4, True, slices=2) if sliced else Tile(16, 512, 2, 3, True)
+        tile = Tile(2, 1024, 4, 2, False) if tokens <= 2 else several
     else:
         tile = Tile(8, 1024, 4, 2, False) if tokens == 1 else Tile(64, 256, 4, 5, True)
     rows = tile.outputs * (2 if gated else 1) + max(16, 1 << (tokens - 1).bit_length())
