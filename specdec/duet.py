@@ -16,7 +16,9 @@ from torch import Tensor
 
 from specdec import tree
 from specdec.book import Book, either
+from specdec.exit import Exit
 from specdec.guard import Guarded
+from specdec.hypotheses import Candidates
 from specdec.loop import directly, propose
 from specdec.messages import Outcome
 from specdec.noise import Noise
@@ -52,20 +54,21 @@ def look(seq: Sequences, window: Draft, drafter: BranchingDrafter) -> Tensor:
     return drafter.look(seq.context(), window)
 
 
+def read(exit: Exit, outlet: Network, early_BMX: Tensor, seq: Sequences, window: Draft) -> Candidates:
+    """What the early exit says of a window, from its states."""
+    return exit.read(outlet, early_BMX, window, seq.sampling)
+
+
 def prepare(
     seq: Sequences,
     window: Draft,
     own_BMV: Tensor,
-    early_BMX: Tensor | None,
-    outlet: Network,
+    early: Candidates | None,
     forecast: Forecast,
     drafter: BranchingDrafter,
     noise: Noise,
 ) -> Book:
-    """Drafts for the outcomes that a forecast makes likely; the early exit's states are read out here."""
-    early = None
-    if early_BMX is not None and forecast.exit is not None:
-        early = forecast.exit.read(outlet, early_BMX, window, seq.sampling)
+    """Drafts for the outcomes that a forecast makes likely."""
     outcomes = forecast(window, own_BMV, early)
     return Book(seq.lengths, outcomes, drafter.branch(seq.context(), window, outcomes, noise))
 
@@ -129,8 +132,7 @@ class Duet:
         verified = self._side.mark()
         with self._side():
             if turn.early is not None:
-                self._side.follow(self.hint.event)
-                self._prepare(turn.early.to(self._side.drafter, non_blocking=True))
+                self._prepare(turn.early)
             self._side.follow(verified)
             report_BX = turn.report.to(self._side.drafter, non_blocking=True)
             with self._trace.span("drafter.settle", self._round):
@@ -166,7 +168,7 @@ class Duet:
 
     def _ahead(self) -> None:
         """Read the window, and prepare where the drafter itself is asked."""
-        self._own: Tensor | None = None
+        self._standing, self._own = self._side.standing(), None
         self._book: Book | None = None
         if not self._branches:
             return
@@ -178,18 +180,25 @@ class Duet:
     def _prepare(self, early_BMX: Tensor | None) -> None:
         if self._own is None:
             return
-        with self._caring(), self._trace.span("drafter.branch", self._round):
-            self._book = self._play(
-                prepare,
-                self._seq,
-                self._window,
-                self._own,
-                early_BMX,
-                self._outlet,
-                self._forecast,
-                self._drafter,
-                self._noise,
-            )
+        with self._caring():
+            early = None if early_BMX is None else self._read(early_BMX)
+            with self._trace.span("drafter.branch", self._round):
+                self._book = self._play(
+                    prepare,
+                    self._seq,
+                    self._window,
+                    self._own,
+                    early,
+                    self._forecast,
+                    self._drafter,
+                    self._noise,
+                )
+
+    def _read(self, early_BMX: Tensor) -> Candidates:
+        """Read the early exit out as soon as it is passed, beside what the drafter has to read."""
+        with self._side.reading(self._standing, self.hint.event):
+            there_BMX = early_BMX.to(self._side.drafter, non_blocking=True)
+            return self._play(read, self._forecast.exit, self._outlet, there_BMX, self._seq, self._window)
 
     def _fresh(self, settled: Settled) -> None:
         with self._trace.span("drafter.draft", self._round):

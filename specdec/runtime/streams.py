@@ -49,6 +49,7 @@ class Side:
         self._main: Any = None
         self._queue = queue(drafter)
         self._courier = self._queue if target == drafter else queue(target)
+        self._reader = queue(drafter)
 
     def begin(self) -> None:
         """What the target is told from here on goes to the queue that is its current one now."""
@@ -64,6 +65,22 @@ class Side:
                     stack.enter_context(torch.cuda.stream(one))
             yield
 
+    @contextmanager
+    def reading(self, mine: torch.cuda.Event | None, mark: torch.cuda.Event | None) -> Iterator[None]:
+        """What is launched inside comes after a mark of the drafter's queue and one of the target's.
+
+        It runs beside what the drafter's queue was told since; what that is told from then on comes after it.
+        """
+        if self._reader is None or mine is None or mark is None:
+            yield
+            return
+        for one in (self._courier, self._reader):
+            one.wait_event(mine)
+            one.wait_event(mark)
+        with torch.cuda.stream(self._reader):
+            yield
+        self._queue.wait_event(marked(self.drafter, self._reader))
+
     def follow(self, mark: torch.cuda.Event | None) -> None:
         """What is launched from here on comes after a mark of the target's queue."""
         for one in (self._courier, self._queue):
@@ -73,6 +90,10 @@ class Side:
     def mark(self) -> torch.cuda.Event | None:
         """A mark in the target's own queue, behind all that it has been told."""
         return marked(self.target, self._main)
+
+    def standing(self) -> torch.cuda.Event | None:
+        """A mark in the drafter's queue, behind all that it has been told."""
+        return marked(self.drafter, self._queue)
 
     def lead(self) -> None:
         """The target's own queue goes on when the drafter's has come this far."""

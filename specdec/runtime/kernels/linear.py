@@ -197,8 +197,8 @@ def _sliced(
 ):  # fmt: skip
     """Products on tensor cores, every warp with a slice of the inputs and sums of its own.
 
-    Few tokens fill a core's tile only once, and each product waits for the last one on the same sum: with all inputs
-    in one line that is what a small weight takes its time for.
+    Few tokens fill a core's tile only once, and each product waits for the last one on the same sum: with all
+    inputs in one line that is what a small weight takes its time for.
     """
     SIZE: tl.constexpr = BK // SLICES
     n = tl.program_id(0) * BN + tl.arange(0, BN)

@@ -33,9 +33,9 @@ class Tile:
 def tile_for(tokens: int, outputs: int, inputs: int, gated: bool, size: int = 2, room: int = HOPPER_ROOM) -> Tile:
     """Enough programs for every multiprocessor, and enough bytes in flight for each; measured on H100 and H200.
 
-    Where the weight is small, one or two tokens are fastest without tensor cores; more are with them, where the
-    inputs are cut into slices unless there are many outputs. Where it is large, tensor cores are fastest even for one
-    token, but where there are few outputs.
+    Where the weight is small, one or two tokens are fastest without tensor cores; more are with them, the inputs
+    cut into slices unless there are many outputs. Where it is large, tensor cores are fastest even for one token,
+    but where there are few outputs.
 
     Args:
         tokens, outputs, inputs: sizes of the product.
