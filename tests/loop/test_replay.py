@@ -16,7 +16,8 @@ from drafters import EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter, 
 from drafters.streaming import StreamingDrafter, Successors
 from specdec import Block, Coupled, Match, Ratio, Sampling
 from specdec.runtime import load
-from specdec.runtime.replay import Held, Recording, Replay, fill, flatten, rebuild
+from specdec.runtime.held import Held, flatten, rebuild
+from specdec.runtime.replay import Recording, Replay, fill
 from verifiers import FullVerifier
 
 ROWS = [[[1, 2, 3, 1, 2], [9], [4] * 11], [[5, 6], [7, 8, 9], [1] * 4]]
@@ -302,7 +303,8 @@ def test_recordings_that_were_not_played_for_long_are_dropped(tiny_llama, monkey
             specdec.generate(
                 verifier, drafter, [1, 2], max_new_tokens=20, sampling=Sampling(temperature=temperature)
             )
-    assert len(verifier.replay._recordings) == 4
+    known = verifier.replay._known.values()
+    assert len([part for part in known if part.recording is not None]) == 4 < len(known)
 
 
 def test_a_value_comes_apart_and_together():
