@@ -66,6 +66,15 @@ def replaying(model, made):
     return verifier
 
 
+def widen(verifier, width):
+    """Give a verifier a width as if our attention ran here."""
+    verifier.model.network.brief = True
+    try:
+        verifier.width = width
+    finally:
+        verifier.model.network.brief = False
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma3-hybrid"])
 @pytest.mark.parametrize(("sampling", "rule"), RULES, ids=lambda part: str(part))
 @pytest.mark.parametrize("name", DRAFTERS)
@@ -134,17 +143,18 @@ def test_end_tokens_stop_a_row_though_the_host_hears_of_it_late(tiny_llama):
     assert result.row() == expected.row() == heard
 
 
-def test_a_fixed_width_pads_every_draft(tiny_llama):
+@pytest.mark.parametrize("drafter", [NullDrafter(), NgramDrafter(length=3)], ids=lambda part: type(part).__name__)
+def test_a_fixed_width_pads_every_draft(tiny_llama, drafter):
+    expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), [1, 2], max_new_tokens=20)
     verifier, widths = replaying(tiny_llama, []), []
-    verifier.width = 6
-    tiny_llama.register_forward_pre_hook(
+    widen(verifier, 6)
+    noting = tiny_llama.register_forward_pre_hook(
         lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), [1, 2], max_new_tokens=20)
-    widths.clear()
-    for drafter in (NullDrafter(), NgramDrafter(length=3)):
+    with noting:
         assert specdec.generate(verifier, drafter, [1, 2], max_new_tokens=20).row() == expected.row()
-    assert set(widths) == {7, 6}, "a prompt of two tokens and padding, then one token and padding"
+    first, *others = widths
+    assert first == 2 and set(others) == {6}, "the prompt as it is, then one token and padding"
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
@@ -167,7 +177,17 @@ def test_a_width_needs_replayed_rounds(tiny_llama):
         FullVerifier(tiny_llama, width=6)
     verifier = replaying(tiny_llama, [])
     with pytest.raises(ValueError, match="at least 1"):
-        verifier.width = 0
+        widen(verifier, 0)
+
+
+def test_a_width_needs_our_attention(tiny_llama):
+    verifier = replaying(tiny_llama, [])
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM in float32 runs with PyTorch's"):
+        verifier.width = 6
+    assert verifier.width is None
+    verifier.width = None
+    widen(verifier, 6)
+    assert verifier.width == 6
 
 
 def refuse(*what):
@@ -272,7 +292,7 @@ def test_a_drafter_may_be_unhashable_and_its_model_may_be_anything(tiny_llama):
 
 def test_a_width_that_drafts_do_not_fit_is_refused(tiny_llama):
     verifier = replaying(tiny_llama, [])
-    verifier.width = 4
+    widen(verifier, 4)
     with pytest.raises(ValueError, match="width is 4, but drafts have up to 6 tokens: it must be 7"):
         specdec.generate(verifier, NgramDrafter(length=6), [1, 2], max_new_tokens=20)
 
