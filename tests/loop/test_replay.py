@@ -15,6 +15,9 @@ import specdec
 from drafters import EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter, SuffixDrafter
 from drafters.streaming import StreamingDrafter, Successors
 from specdec import Block, Coupled, Match, Ratio, Sampling
+from specdec.channel import Simulated, Thread
+from specdec.forecast import DraftTopK
+from specdec.planner import Costs, Curve
 from specdec.runtime import load
 from specdec.runtime.held import Held, flatten, rebuild
 from specdec.runtime.replay import Recording, Replay, fill
@@ -34,6 +37,9 @@ DRAFTERS = {
     "early exit": lambda model: EarlyExitDrafter(exit_layer=1, length=3),
     "early exit tree": lambda model: EarlyExitDrafter(exit_layer=1, length=2, width=2),
 }
+
+
+COSTS = Costs(target=Curve.flat("target", 5.0, 9), drafter=Curve.flat("drafter", 1.0, 9))
 
 
 class Operations(Recording):
@@ -295,6 +301,20 @@ def test_a_width_that_drafts_do_not_fit_is_refused(tiny_llama):
     widen(verifier, 4)
     with pytest.raises(ValueError, match="width is 4, but drafts have up to 6 tokens: it must be 7"):
         specdec.generate(verifier, NgramDrafter(length=6), [1, 2], max_new_tokens=20)
+
+
+@pytest.mark.parametrize(
+    ("channel", "forecast"),
+    [(Thread(), DraftTopK(1)), (Simulated(COSTS), DraftTopK(1)), (Simulated(COSTS), None)],
+    ids=["thread", "simulated", "simulated in turns"],
+)
+def test_a_width_is_refused_where_rounds_are_not_replayed(tiny_llama, channel, forecast):
+    verifier, drafter = replaying(tiny_llama, []), ModelDrafter(tiny_llama, length=3)
+    options = {"max_new_tokens": 20, "channel": channel, "forecast": forecast}
+    assert specdec.generate(verifier, drafter, [1, 2], **options).lengths.tolist() == [20]
+    widen(verifier, 6)
+    with pytest.raises(ValueError, match="width of 6 is kept by replayed rounds only"):
+        specdec.generate(verifier, drafter, [1, 2], **options)
 
 
 def test_a_draft_model_that_failed_looks_at_the_rows_again(tiny_llama):
