@@ -12,7 +12,8 @@ import torch
 from test_replay import Operations
 
 import specdec
-from drafters import ModelDrafter, NullDrafter
+from drafters import EarlyExitDrafter, ModelDrafter, NullDrafter
+from drafters.model import Shape
 from specdec.exit import Exit
 from specdec.forecast import DraftTopK, EarlyExitTopK
 from specdec.runtime.held import Held, released
@@ -65,6 +66,43 @@ def test_what_belongs_to_a_discarded_drafter_goes(tiny_llama, tiny_drafter, fore
     names.clear()
     play(drafter=stays)
     assert not names
+
+
+def early_exit(_, length):
+    return EarlyExitDrafter(1, length)
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "forecast"),
+    [
+        (ModelDrafter, {"shape": Shape(2, 1, None)}, None),
+        (ModelDrafter, {"shape": Shape(2, 1, None)}, DraftTopK(2)),
+        (ModelDrafter, {"shape": Shape(2, 2, 4)}, None),
+        (early_exit, {"shape": Shape(2, 1, None)}, None),
+        (early_exit, {"exit_layer": 2}, None),
+    ],
+    ids=["length", "length, ahead", "tree", "length of a view", "layer of a view"],
+)
+def test_a_drafter_that_was_changed_is_recorded_anew(tiny_llama, tiny_drafter, make, change, forecast):
+    verifier, drafter, fresh = counting(tiny_llama)[0], make(tiny_drafter, length=4), make(tiny_drafter, length=4)
+
+    def rounds(verifier, drafter):
+        result = specdec.generate(verifier, drafter, [1, 2], max_new_tokens=25, forecast=forecast)
+        return [(entry.drafted, entry.accepted) for entry in result.trace.rounds]
+
+    before = rounds(verifier, drafter)
+    vars(drafter).update(change)
+    vars(fresh).update(change)
+    assert rounds(verifier, drafter) == rounds(counting(tiny_llama)[0], fresh) != before
+
+
+def test_an_equal_shape_is_the_same(tiny_llama, tiny_drafter):
+    verifier, names = counting(tiny_llama)
+    drafter = ModelDrafter(tiny_drafter, length=3)
+    for _ in range(2):
+        specdec.generate(verifier, drafter, [1, 2], max_new_tokens=20)
+        drafter.shape = Shape(3, 1, None)
+    assert sorted(names) == ["propose", "verify"]
 
 
 def test_a_discarded_target_goes_without_being_collected(tiny_llama):
