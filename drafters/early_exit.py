@@ -41,6 +41,11 @@ class EarlyExitDrafter:
         self._vocabulary = 0
 
     @property
+    def identity(self) -> object:
+        """What a recording may take it for: from another layer or of another shape, it drafts something else."""
+        return self, self.exit_layer, self.shape
+
+    @property
     def size(self) -> int:
         """Most nodes of a draft."""
         return self.shape.size

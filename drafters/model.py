@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ class ModelDrafter:
         self._vocabulary = 0
 
     @property
+    def identity(self) -> object:
+        """What a recording may take it for: of another shape, it drafts something else."""
+        return self, self.shape
+
+    @property
     def size(self) -> int:
         """Most nodes of a draft."""
         return self.shape.size
@@ -87,20 +93,31 @@ class ModelDrafter:
         return self.shape.branch(self.model, context, window, outcomes, noise, self._vocabulary)
 
 
+@dataclass(frozen=True)
 class Shape:
     """How far and how wide a model drafts, and what a forward yields.
 
-    Raises ValueError for values below 1, and for streams on a tree.
+    Attributes:
+        length, width, nodes: see ``ModelDrafter``.
+        streams: tokens beyond the next one.
+
+    Raises:
+        ValueError: a value below 1, or streams on a tree.
     """
 
-    def __init__(self, length: int, width: int, nodes: int | None, streams: Streams | None = None) -> None:
-        if width < 1 or (nodes is not None and nodes < 1):
-            raise ValueError(f"width and nodes must be at least 1, not {width} and {nodes}")
-        self.length, self.width, self.nodes = check_length(length), width, nodes
-        self.streams = streams or OneToken()
-        if width > 1 and self.streams.tokens_per_step > 1:
+    length: int
+    width: int
+    nodes: int | None
+    streams: Streams = field(default_factory=OneToken)
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or (self.nodes is not None and self.nodes < 1):
+            raise ValueError(f"width and nodes must be at least 1, not {self.width} and {self.nodes}")
+        check_length(self.length)
+        if self.width > 1 and self.streams.tokens_per_step > 1:
             raise ValueError(
-                f"streams go on with a chain, not with a tree of width {width}: choose width=1 or one token a step"
+                f"streams go on with a chain, not with a tree of width {self.width}: "
+                "choose width=1 or one token a step"
             )
 
     @property

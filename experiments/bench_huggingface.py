@@ -63,11 +63,15 @@ class Arrivals:
 
     @property
     def window(self) -> Window:
-        """The rounds after the first, which reads the prompt. Raises ValueError where there are none."""
-        if len(self._times) <= PREFILL:
+        """The rounds but the first, which reads the prompt, and the last, which the end may cut.
+
+        Raises ValueError where there are none.
+        """
+        last = len(self._times) - 1
+        if last <= PREFILL:  # the prompt itself arrives too, before the round that reads it
             raise ValueError("too few rounds to time: raise peer_tokens")
-        counts = self._counts[PREFILL:]
-        return Window(self._times[-1] - self._times[1], sum(counts), len(counts))
+        counts = self._counts[PREFILL:last]
+        return Window(self._times[last - 1] - self._times[PREFILL - 1], sum(counts), len(counts))
 
 
 def assisted(assistant: Any, length: int) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def plainly(
     channel: Channel,
 ) -> Sequences:
     """Decode with every operation launched by the host."""
+    refuse_width(verifier)
     guarded = Guarded(drafter, trace)
     guarded.begin(verifier, seq)
     verifier.begin(seq, guarded.wants)
@@ -93,6 +94,7 @@ def pipeline(
     channel: Channel,
 ) -> Sequences:
     """Decode while the drafter works on its own side of a channel."""
+    refuse_width(verifier)
     verifier.begin(seq, exit=forecast.exit)
     stage = staged(channel, trace, verifier, {}, forecast.exit)
     with channel.link(drafter, forecast, verifier, trace.clock) as link, trace.running(stage.networks):
@@ -198,6 +200,14 @@ def check_width(verifier: Verifier, drafter: Drafter) -> None:
     if verifier.width is not None and size >= verifier.width:
         raise ValueError(
             f"the target's width is {verifier.width}, but drafts have up to {size} tokens: it must be {size + 1}"
+        )
+
+
+def refuse_width(verifier: Verifier) -> None:
+    """Raises ValueError for a width where rounds are not replayed, and so would be as wide as their drafts."""
+    if verifier.width is not None:
+        raise ValueError(
+            f"the target's width of {verifier.width} is kept by replayed rounds only: choose channel=inline"
         )
 
 

@@ -54,7 +54,7 @@ class Guarded:
     @property
     def identity(self) -> object:
         """What a recording may take it for."""
-        return self._drafter
+        return getattr(self._drafter, "identity", self._drafter)
 
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """Raises the drafter's ValueError: here target and drafter find out that they do not fit."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from specdec.hypotheses import Candidates
-from specdec.runtime.replay import flatten, rebuild
+from specdec.runtime.held import flatten, rebuild
 from specdec.sampling import Sampling
 from specdec.trace import Span
 from specdec.types import Draft

@@ -45,7 +45,7 @@ class Stage:
     Attributes:
         replay: what has been recorded, in this generation or an earlier one.
         trace: takes the times.
-        models: those whose caches the recordings read and write.
+        models: those whose caches the recordings read and write, the target's first.
         drafts: whether the drafter's part can be recorded too; drafters that work on the host cannot.
         width: tokens of every verification after prefill; None takes the draft's own.
     """
@@ -75,5 +75,6 @@ class Stage:
     def _sized(self, draft: Draft) -> Draft:
         """Few sizes, so that few recordings are made: those of device drafters never change."""
         if self.width is not None:
-            return draft.padded(self.width - 1)
+            # Prefill is the same for all drafters anyway, and padding would cost a mask of its length squared.
+            return draft.padded(self.width - 1) if self.models[0].follows else draft
         return draft if self.drafts else draft.padded((1 << draft.size.bit_length()) - 1)

@@ -36,7 +36,7 @@ class FullVerifier:
 
     Raises:
         OSError: there is no such model.
-        ValueError: it is damaged, of an unsupported architecture, or a runtime that it cannot have.
+        ValueError: it is damaged, of an unsupported architecture, or a runtime or a width that it cannot have.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class FullVerifier:
     ) -> None:
         loaded = load(model, tokenizer, dtype, device, runtime)
         self.replay = Replay() if loaded.graphed else None
-        self.width = width
         self.model, self.tokenizer, self.end_tokens = loaded.model, loaded.tokenizer, loaded.end_tokens
+        self.width = width
         self._taps: tuple[Tap, ...] = ()
         self._exit: Exit | None = None
 
@@ -67,7 +67,10 @@ class FullVerifier:
 
     @property
     def width(self) -> int | None:
-        """Tokens of every replayed forward after prefill; None takes as many as a draft has."""
+        """Tokens of every forward after prefill; None takes as many as a draft has.
+
+        Raises ValueError for one below 1, and where outputs at that width would not be equal bit by bit.
+        """
         return self._width
 
     @width.setter
@@ -76,6 +79,13 @@ class FullVerifier:
             raise ValueError(
                 "a fixed width needs runtime=graphed, and so a GPU: only the attention of replayed rounds adds up "
                 "in an order that is the same wherever a token lies"
+            )
+        if width is not None and not self.model.network.brief:
+            network = self.model.network
+            name, dtype = type(network.module).__name__, str(network.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"a fixed width needs our attention, but {name} in {dtype} runs with PyTorch's, whose order of "
+                "additions is not known"
             )
         if width is not None and width < 1:
             raise ValueError(f"width must be at least 1 token, not {width}")

@@ -12,9 +12,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from specdec.runtime.cache import KVCache
 from specdec.runtime.feed import Extent, Feed, Hanging, feed
 from specdec.runtime.huggingface import Network
+from specdec.runtime.itself import Itself
 from specdec.runtime.memory import Memory
 from specdec.runtime.readout import Glance
 from specdec.types import Tap
@@ -40,16 +40,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model's cache lay when something was recorded on it."""
+    """Where a model's cache lay when something was recorded on it. Neither of them is kept alive."""
 
-    memory: Memory
-    cache: KVCache
+    memory: Itself
+    cache: Itself
     slots: int
 
     @property
     def stands(self) -> bool:
         """Whether it still lies there."""
-        return self.memory.cache is self.cache and self.cache.slots == self.slots
+        memory, cache = self.memory.value, self.cache.value
+        return cache is not None and memory is not None and memory.cache is cache and cache.slots == self.slots
 
 
 class CachedModel:
@@ -137,7 +138,7 @@ class CachedModel:
     @property
     def place(self) -> Place:
         """Where the cache lies."""
-        return Place(self.memory, self.memory.cache, self.memory.cache.slots)
+        return Place(Itself(self.memory), Itself(self.memory.cache), self.memory.cache.slots)
 
     def early_exit(self, layers: int) -> CachedModel:
         """The first ``layers`` layers with this model's own norm and head, on this model's cache."""

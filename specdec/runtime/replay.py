@@ -7,22 +7,28 @@ kernels are compiled and libraries set up, and after that from its recording.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from specdec.noise import Noise
+from specdec.runtime.held import flatten, rebuild, released, themselves
 from specdec.runtime.model import Place
 
 log = logging.getLogger(__name__)
 
 # Recordings that are kept; the one that was not played for longest is dropped first.
 MOST = 256
+# How many times a part is played without a recording when memory ran out; each further time twice as many.
+PAUSE = 32
 
 Key = tuple[Callable[..., Any], Any, tuple[Place, ...]]
 
@@ -30,28 +36,34 @@ Key = tuple[Callable[..., Any], Any, tuple[Place, ...]]
 class Replay:
     """Plays parts of a round: functions of values that hold tensors, whose shapes do not depend on the rows.
 
+    It keeps nothing alive that its caller lets go. What was recorded with a drafter that is gone, or on a cache
+    that has moved, goes with it: nobody can ask for it again.
+
     Args:
         record: makes a recording; CUDA graphs, unless a test stands in for them.
 
     Attributes:
-        recording: whether a part is being recorded right now.
         sides: queues of drafters that work beside this target, by device; see ``specdec.runtime.streams``.
     """
 
     def __init__(self, record: Callable[..., Recording] | None = None) -> None:
-        self._record = record or Recording
-        self._recordings: dict[Key, Recording] = {}
-        self._warm: set[Key] = set()
-        self._refused: set[Key] = set()
+        self._recorder = Recorder(record or Recording)
+        self._known: OrderedDict[Key, Known] = OrderedDict()
+        self._gone: list[Key] = []
         self._said: set[str] = set()
-        self.recording = False
         self.sides: dict[torch.device, Any] = {}
         self._noise: dict[Hashable, Noise] = {}
-        self._places: set[tuple[Place, ...]] = set()
 
     def beside(self) -> Replay:
-        """Another one that records as this one does."""
-        return Replay(self._record)
+        """Another one that records as this one does, never at the same time."""
+        other = Replay()
+        other._recorder = self._recorder
+        return other
+
+    @property
+    def recording(self) -> bool:
+        """Whether a part is being recorded right now, here or beside."""
+        return self._recorder.busy
 
     def noise(self, seed: int, rows: int, positions: int, coupled: bool, device: torch.device) -> Noise:
         """The noise of a seed, in the place from which recordings draw."""
@@ -66,47 +78,113 @@ class Replay:
         leaves: list[Tensor] = []
         shape = flatten(arguments, leaves)
         key = (part, shape, places)
-        self._tidy(places)
-        if key in self._refused:
+        self._bury()
+        known = self._known.get(key)
+        if known is None:
+            self._meet((part, released(shape), places))
             return part(*arguments)
-        if key not in self._warm:
-            self._warm.add(key)
+        recording = known.recording or self._try(known, part, shape, leaves)
+        if recording is None:
             return part(*arguments)
-        if key not in self._recordings and not self._try(key, part, shape, leaves):
-            return part(*arguments)
-        self._recordings[key] = self._recordings.pop(key)  # the last to be dropped
-        return self._recordings[key](leaves)
+        self._known.move_to_end(key)  # the last to be dropped
+        return recording(leaves)
 
-    def _try(self, key: Key, part: Callable[..., Any], shape: Any, leaves: list[Tensor]) -> bool:
-        self.recording = True
-        while len(self._recordings) >= MOST:
-            del self._recordings[next(iter(self._recordings))]
+    def _meet(self, key: Key) -> None:
+        # Copies are gone through here and below: what goes may take others along at any time.
+        for other in list(self._known):
+            if not all(place.stands for place in other[2]):
+                self._known.pop(other, None)
+        me = weakref.ref(self)
+
+        def heard(_: Any) -> None:
+            replay = me()
+            if replay is not None:
+                replay._lose(key)
+
+        caches = [thing for place in key[2] for thing in (place.memory, place.cache)]
+        self._known[key] = Known([thing.watch(heard) for thing in (*caches, *themselves(key[1]))])
+
+    def _lose(self, key: Key) -> None:
+        self._gone.append(key)
+        if not self.recording:  # else a graph would be destroyed while another is made
+            self._bury()
+
+    def _bury(self) -> None:
+        while self._gone:
+            self._known.pop(self._gone.pop(), None)
+
+    def _try(self, known: Known, part: Callable[..., Any], shape: Any, leaves: list[Tensor]) -> Recording | None:
+        if known.rest:
+            known.rest -= 1
+            return None
+        made = [other for other in list(self._known.values()) if other.recording is not None]
+        for other in made[: max(0, len(made) + 1 - MOST)]:
+            other.recording = None
         try:
-            self._recordings[key] = self._record(part, shape, leaves)
+            known.recording = self._recorder(part, shape, leaves)
         except Exception as error:  # whoever fails here is heard again when the part is played directly
-            self._refuse(key, part.__name__, error)
-            return False
-        finally:
-            self.recording = False
-        return True
+            self._refuse(known, part.__name__, error)
+        return known.recording
 
-    def _refuse(self, key: Key, name: str, error: Exception) -> None:
-        self._refused.add(key)
-        if isinstance(error, torch.OutOfMemoryError):
-            self._recordings.clear()
+    def _refuse(self, known: Known, name: str, error: Exception) -> None:
+        if ran_out(error):  # which may pass, and less is held from now on
+            known.rest, known.pause = known.pause, 2 * known.pause
+            for other in list(self._known.values()):
+                other.recording = None
             torch.cuda.empty_cache()
+        else:
+            known.rest = math.inf
         log.debug("", exc_info=error)
         if name not in self._said:
             self._said.add(name)
             log.warning("%s cannot be recorded and is launched kernel by kernel: %s", name, error)
 
-    def _tidy(self, places: tuple[Place, ...]) -> None:
-        if places in self._places:
-            return
-        self._places = {known for known in self._places if all(place.stands for place in known)} | {places}
-        self._warm = {key for key in self._warm if key[2] in self._places}
-        self._refused = {key for key in self._refused if key[2] in self._places}
-        self._recordings = {key: made for key, made in self._recordings.items() if key[2] in self._places}
+
+@dataclass(eq=False)
+class Known:
+    """A part that has been played with values of one shape.
+
+    Attributes:
+        ends: what hears of the end of a thing that it was played with.
+        recording: None where there is none.
+        rest: how many times it is played without one until one is tried; infinite where it cannot be recorded.
+        pause: its next rest, if memory runs out.
+    """
+
+    ends: list[Any]
+    recording: Recording | None = None
+    rest: float = 0
+    pause: int = PAUSE
+
+
+@dataclass(eq=False)
+class Recorder:
+    """Makes recordings, one at a time.
+
+    Attributes:
+        make: how.
+        busy: whether it is at it.
+    """
+
+    make: Callable[..., Recording]
+    busy: bool = False
+
+    def __call__(self, part: Callable[..., Any], shape: Any, leaves: Sequence[Tensor]) -> Recording:
+        """A recording of a part."""
+        self.busy = True
+        try:
+            return self.make(part, shape, leaves)
+        finally:
+            self.busy = False
+
+
+def ran_out(error: BaseException | None) -> bool:
+    """Whether memory ran out; where a recording is given up after that, another error may come of it."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        if "out of memory" in str(error):  # CUDA's own word, where PyTorch did not ask for the memory
+            return True
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class Recording:
@@ -144,52 +222,3 @@ def fill(places: Sequence[Tensor], values: Sequence[Tensor]) -> None:
             sources[1].append(value)
     for targets, sources_of_type in by_type.values():
         torch._foreach_copy_(targets, sources_of_type)
-
-
-def flatten(value: Any, leaves: list[Tensor]) -> Any:
-    """Collect the tensors in a value; what is left says how to put it together, and can be compared."""
-    if isinstance(value, Tensor):
-        leaves.append(value)
-        return (Tensor, tuple(value.shape), value.dtype)
-    if isinstance(value, tuple | list):
-        return (tuple, tuple(flatten(part, leaves) for part in value))
-    if isinstance(value, Mapping):
-        return (dict, tuple((key, flatten(part, leaves)) for key, part in value.items()))
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = tuple(
-            (part.name, flatten(getattr(value, part.name), leaves)) for part in fields(value) if part.init
-        )
-        return (type(value), parts)
-    return (None, Held(value))
-
-
-def rebuild(shape: Any, leaves: Iterator[Tensor]) -> Any:
-    """The value that ``flatten`` took apart, with other tensors."""
-    kind, content = shape[0], shape[1]
-    if kind is Tensor:
-        return next(leaves)
-    if kind is tuple:
-        return tuple(rebuild(part, leaves) for part in content)
-    if kind is dict:
-        return {key: rebuild(part, leaves) for key, part in content}
-    if kind is None:
-        return content.value
-    return kind(**{name: rebuild(part, leaves) for name, part in content})
-
-
-class Held:
-    """Something that is no tensor: equal if it is equal, or stands for the same (its ``identity``)."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        self._identity = getattr(value, "identity", value)
-        try:
-            hash(self._identity)
-        except TypeError:  # it may change: nothing but itself is the same, as long as it is held here
-            self._identity = (type(value), id(value))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Held) and self._identity == other._identity
-
-    def __hash__(self) -> int:
-        return hash(self._identity)

@@ -17,6 +17,7 @@ import torch
 from drafters import SyntheticDrafter
 from experiments.bench_arms import Sample, Window, steady
 from experiments.bench_figures import DEFINITIONS, predictions, take_turns
+from experiments.bench_huggingface import Arrivals
 from experiments.bench_peers import WAYS, PeerArm, between, peer_arms, refuse_uncompiled
 from experiments.bench_rows import ragged
 from experiments.bench_steps import Curve, linear_bytes, text
@@ -182,6 +183,24 @@ def test_reads_of_several_tokens_without_the_prompt_and_the_end() -> None:
     assert between(times, [1, 1, 3, 1, 6], 1) == Window(8.0 - 1.0, 5, 3)
     with pytest.raises(ValueError, match="raise peer_tokens"):
         between(times, [1, 1, 5], 2)
+
+
+def test_rounds_of_generate_without_the_prompt_and_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.0, 5.0, 7.0, 10.0, 10.5])
+    monkeypatch.setattr("experiments.bench_huggingface.time.perf_counter", lambda: next(times))
+    arrivals = Arrivals()
+    for count in (8, 1, 4, 3):  # the prompt, the round that reads it, two whole ones
+        arrivals.put(torch.zeros(1, count))
+    arrivals.put(torch.zeros(1))  # of five that were accepted, one was wanted
+    assert arrivals.window == Window(10.0 - 5.0, 7, 2)
+
+
+def test_too_few_rounds_of_generate_are_refused() -> None:
+    arrivals = Arrivals()
+    for _ in range(3):
+        arrivals.put(torch.zeros(1))
+    with pytest.raises(ValueError, match="raise peer_tokens"):
+        _ = arrivals.window
 
 
 def test_a_compilation_that_failed_is_no_compiled_arm() -> None:

@@ -26,6 +26,16 @@ FORECASTS = [
 ]
 
 
+class Wrong(DraftTopK):
+    """Prepares for outcomes that the drafter finds least likely."""
+
+    def __call__(self, window, own_BMV, early):
+        return super().__call__(window, -own_BMV, early)
+
+
+WRONG = Wrong(1, branches=1)
+
+
 def committed(result):
     return [(entry.row, entry.accepted, entry.committed) for entry in result.trace.rounds]
 
@@ -90,6 +100,23 @@ def test_a_drafter_that_raises_costs_its_drafts_only(tiny_llama, part):
         replaying(tiny_llama, []), Failing(tiny_llama, length=3), [1, 2], 40, forecast=DraftTopK(1)
     )
     assert result.row() == expected.row()
+
+
+def test_a_draft_that_cannot_be_recorded_is_made_directly(tiny_llama, caplog):
+    verifier, recorded = replaying(tiny_llama, []), []
+
+    class Touchy(ModelDrafter):
+        def draft(self, context, noise):
+            if verifier.replay.recording:
+                recorded.append(context)
+                raise ValueError("not while recording")
+            return super().draft(context, noise)
+
+    drafter = Touchy(tiny_llama, length=3)
+    for _ in range(2):  # nothing is prepared right, so that a draft is asked for in every round
+        result = specdec.generate(verifier, drafter, [1, 2], 40, forecast=WRONG)
+        assert result.metrics.mean_accepted_tokens > 3 and not result.metrics.faults
+    assert len(recorded) == 1 and "propose cannot be recorded" in caplog.text
 
 
 def test_the_trace_holds_every_hand_over(tiny_llama):

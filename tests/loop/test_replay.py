@@ -15,8 +15,12 @@ import specdec
 from drafters import EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter, SuffixDrafter
 from drafters.streaming import StreamingDrafter, Successors
 from specdec import Block, Coupled, Match, Ratio, Sampling
+from specdec.channel import Simulated, Thread
+from specdec.forecast import DraftTopK
+from specdec.planner import Costs, Curve
 from specdec.runtime import load
-from specdec.runtime.replay import Held, Recording, Replay, fill, flatten, rebuild
+from specdec.runtime.held import Held, flatten, rebuild
+from specdec.runtime.replay import Recording, Replay, fill
 from verifiers import FullVerifier
 
 ROWS = [[[1, 2, 3, 1, 2], [9], [4] * 11], [[5, 6], [7, 8, 9], [1] * 4]]
@@ -33,6 +37,9 @@ DRAFTERS = {
     "early exit": lambda model: EarlyExitDrafter(exit_layer=1, length=3),
     "early exit tree": lambda model: EarlyExitDrafter(exit_layer=1, length=2, width=2),
 }
+
+
+COSTS = Costs(target=Curve.flat("target", 5.0, 9), drafter=Curve.flat("drafter", 1.0, 9))
 
 
 class Operations(Recording):
@@ -63,6 +70,15 @@ def replaying(model, made):
     verifier = FullVerifier(model)
     verifier.replay = Replay(record)
     return verifier
+
+
+def widen(verifier, width):
+    """Give a verifier a width as if our attention ran here."""
+    verifier.model.network.brief = True
+    try:
+        verifier.width = width
+    finally:
+        verifier.model.network.brief = False
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3-hybrid"])
@@ -133,17 +149,18 @@ def test_end_tokens_stop_a_row_though_the_host_hears_of_it_late(tiny_llama):
     assert result.row() == expected.row() == heard
 
 
-def test_a_fixed_width_pads_every_draft(tiny_llama):
+@pytest.mark.parametrize("drafter", [NullDrafter(), NgramDrafter(length=3)], ids=lambda part: type(part).__name__)
+def test_a_fixed_width_pads_every_draft(tiny_llama, drafter):
+    expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), [1, 2], max_new_tokens=20)
     verifier, widths = replaying(tiny_llama, []), []
-    verifier.width = 6
-    tiny_llama.register_forward_pre_hook(
+    widen(verifier, 6)
+    noting = tiny_llama.register_forward_pre_hook(
         lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), [1, 2], max_new_tokens=20)
-    widths.clear()
-    for drafter in (NullDrafter(), NgramDrafter(length=3)):
+    with noting:
         assert specdec.generate(verifier, drafter, [1, 2], max_new_tokens=20).row() == expected.row()
-    assert set(widths) == {7, 6}, "a prompt of two tokens and padding, then one token and padding"
+    first, *others = widths
+    assert first == 2 and set(others) == {6}, "the prompt as it is, then one token and padding"
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
@@ -166,7 +183,17 @@ def test_a_width_needs_replayed_rounds(tiny_llama):
         FullVerifier(tiny_llama, width=6)
     verifier = replaying(tiny_llama, [])
     with pytest.raises(ValueError, match="at least 1"):
-        verifier.width = 0
+        widen(verifier, 0)
+
+
+def test_a_width_needs_our_attention(tiny_llama):
+    verifier = replaying(tiny_llama, [])
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM in float32 runs with PyTorch's"):
+        verifier.width = 6
+    assert verifier.width is None
+    verifier.width = None
+    widen(verifier, 6)
+    assert verifier.width == 6
 
 
 def refuse(*what):
@@ -271,9 +298,23 @@ def test_a_drafter_may_be_unhashable_and_its_model_may_be_anything(tiny_llama):
 
 def test_a_width_that_drafts_do_not_fit_is_refused(tiny_llama):
     verifier = replaying(tiny_llama, [])
-    verifier.width = 4
+    widen(verifier, 4)
     with pytest.raises(ValueError, match="width is 4, but drafts have up to 6 tokens: it must be 7"):
         specdec.generate(verifier, NgramDrafter(length=6), [1, 2], max_new_tokens=20)
+
+
+@pytest.mark.parametrize(
+    ("channel", "forecast"),
+    [(Thread(), DraftTopK(1)), (Simulated(COSTS), DraftTopK(1)), (Simulated(COSTS), None)],
+    ids=["thread", "simulated", "simulated in turns"],
+)
+def test_a_width_is_refused_where_rounds_are_not_replayed(tiny_llama, channel, forecast):
+    verifier, drafter = replaying(tiny_llama, []), ModelDrafter(tiny_llama, length=3)
+    options = {"max_new_tokens": 20, "channel": channel, "forecast": forecast}
+    assert specdec.generate(verifier, drafter, [1, 2], **options).lengths.tolist() == [20]
+    widen(verifier, 6)
+    with pytest.raises(ValueError, match="width of 6 is kept by replayed rounds only"):
+        specdec.generate(verifier, drafter, [1, 2], **options)
 
 
 def test_a_draft_model_that_failed_looks_at_the_rows_again(tiny_llama):
@@ -302,7 +343,8 @@ def test_recordings_that_were_not_played_for_long_are_dropped(tiny_llama, monkey
             specdec.generate(
                 verifier, drafter, [1, 2], max_new_tokens=20, sampling=Sampling(temperature=temperature)
             )
-    assert len(verifier.replay._recordings) == 4
+    known = verifier.replay._known.values()
+    assert len([part for part in known if part.recording is not None]) == 4 < len(known)
 
 
 def test_a_value_comes_apart_and_together():

@@ -15,7 +15,7 @@ from specdec.channel import wire
 from specdec.channel.wire import decode, encode
 from specdec.hypotheses import Candidates, Hypotheses, reach, refused
 from specdec.messages import Closing, Early, Opening, Outcome, Ready, Window
-from specdec.runtime.replay import flatten
+from specdec.runtime.held import flatten
 from specdec.trace import Span
 
 GENERATOR = torch.Generator().manual_seed(0)

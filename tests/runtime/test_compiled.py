@@ -15,9 +15,10 @@ import specdec
 from drafters import EarlyExitDrafter
 from specdec import Tap
 from specdec.runtime.compiled import CompiledLayers
+from specdec.runtime.held import rebuild
 from specdec.runtime.huggingface import Network
 from specdec.runtime.model import CachedModel
-from specdec.runtime.replay import Recording, Replay, rebuild
+from specdec.runtime.replay import Recording, Replay
 from verifiers import FullVerifier
 
 CHAIN = torch.tensor([[5, 6, 7]]), torch.tensor([[-1, 0, 1]])
