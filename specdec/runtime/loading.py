@@ -80,6 +80,13 @@ def load(
     return prepared(Network(module), tokenizer, end_tokens(module), runtime)
 
 
+def load_tokenizer(source: str | Path) -> Any | None:
+    """The tokenizer that ``load`` finds beside the weights, without them. Raises what ``load`` raises."""
+    if isinstance(source, str) and source.startswith(PREFIX):
+        return Synthetic(source).tokenizer
+    return read_tokenizer(resolve(source))
+
+
 def prepared(network: Network, tokenizer: Any | None, ends: tuple[int, ...], runtime: str) -> Loaded:
     """A network, ready to run as it is wanted. Raises ValueError for a runtime that it cannot have."""
     graphed, model = pick_runtime(runtime, network.devices), CachedModel(network)
