@@ -37,7 +37,7 @@ def build(config: DictConfig, drafter: str | None, meet: Meet | None = None) -> 
     """
     # Before the target, which takes longest to load.
     prompts = tuple(instantiate(config.data, _convert_="all"))
-    decoding = decoding_of(config)
+    decoding, _ = decoding_of(config), channel_of(config)
     verifier: FullVerifier = instantiate(config.verifier, _convert_="all")
     if any(prompt.chat for prompt in prompts) and not getattr(verifier.tokenizer, "chat_template", None):
         log.warning("the target has no chat template: prompts go in as text to continue")

@@ -93,7 +93,9 @@ class Ranks:
 
     def meet(self, arm: str) -> Rendezvous:
         """Where an arm's drafter and the target meet."""
-        return Rendezvous(distributed.PrefixStore(f"arm {arm}", self.store), self.host)
+        # On a connection of its own: who waits for the other side there holds up nobody else.
+        store: Any = self.store
+        return Rendezvous(distributed.PrefixStore(f"arm {arm}", store.clone()), self.host)
 
     @property
     def ended(self) -> bool:

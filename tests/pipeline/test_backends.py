@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 import torch
+from families import FAMILIES
 from torch import distributed
 
 import specdec
@@ -149,17 +150,23 @@ def test_with_two_gpus_gloo_tells_the_size_and_nccl_carries_the_bytes(monkeypatc
     assert (heard.generation, heard.refusal) == (7, "what is said")
 
 
+def on_the_second_gpu():
+    """Made in the drafter's process."""
+    return ModelDrafter(FAMILIES["llama"]().double().to("cuda:1"), length=3)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("backend", ["gloo", "nccl"])
-def test_two_gpus_give_the_tokens_of_plain_decoding(tiny_target, tiny_draft, backend):
+def test_two_gpus_give_the_tokens_of_plain_decoding(tiny_target, backend):
     # In float64, so that no rounding difference reaches a decision.
     verifier = FullVerifier(copy.deepcopy(tiny_target).double().to("cuda:0"))
-    drafter = ModelDrafter(copy.deepcopy(tiny_draft).double().to("cuda:1"), length=3)
     channel = Process(patience=60, backend=backend)
     try:
         for _ in range(3):
             expected = specdec.generate(verifier, NullDrafter(), ROWS, 60)
-            result = specdec.generate(verifier, drafter, ROWS, 60, forecast=DraftTopK(4), channel=channel)
+            result = specdec.generate(
+                verifier, on_the_second_gpu, ROWS, 60, forecast=DraftTopK(4), channel=channel
+            )
             assert torch.equal(result.tokens, expected.tokens)
             assert not result.metrics.faults
             assert (channel._link._ends.pair._lanes is not None) == (backend == "nccl")
