@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra.utils import instantiate
@@ -14,17 +14,21 @@ from drafters import NullDrafter
 from experiments.arms import BASELINES, PLAIN, Arm, Decoding, EngineArm
 from experiments.job import Job
 from specdec.channel import Process
+from specdec.channel.pair import Rendezvous
 from verifiers import FullVerifier
 
 log = logging.getLogger(__name__)
 
+Meet = Callable[[str], Rendezvous]
 
-def build(config: DictConfig, drafter: str | None) -> Job:
+
+def build(config: DictConfig, drafter: str | None, meet: Meet | None = None) -> Job:
     """Load the target, the drafters and the prompts.
 
     Args:
         config: see conf/config.yaml.
         drafter: the chosen option of the group ``drafter``, which names a single arm.
+        meet: where an arm's drafter is met, by the arm's name, if all are served elsewhere.
 
     Raises:
         ValueError: a value is missing or does not fit.
@@ -33,11 +37,11 @@ def build(config: DictConfig, drafter: str | None) -> Job:
     """
     # Before the target, which takes longest to load.
     prompts = tuple(instantiate(config.data, _convert_="all"))
-    decoding = decoding_of(config)
+    decoding, _ = decoding_of(config), channel_of(config)
     verifier: FullVerifier = instantiate(config.verifier, _convert_="all")
     if any(prompt.chat for prompt in prompts) and not getattr(verifier.tokenizer, "chat_template", None):
         log.warning("the target has no chat template: prompts go in as text to continue")
-    made = arms(config, drafter, verifier)
+    made = arms(config, drafter, verifier, meet)
     if config.fixed_width:
         verifier.width = widest(made)
     virtual = any(isinstance(arm, EngineArm) and arm.virtual for arm in made)
@@ -68,12 +72,15 @@ def decoding_of(config: DictConfig) -> Decoding:
     )
 
 
-def arms(config: DictConfig, drafter: str | None, verifier: FullVerifier) -> tuple[Arm, ...]:
+def arms(
+    config: DictConfig, drafter: str | None, verifier: FullVerifier, meet: Meet | None = None
+) -> tuple[Arm, ...]:
     """Plain decoding, the baselines, the drafters. Raises ValueError for an unknown or a repeated name."""
     plain = EngineArm(PLAIN, verifier, NullDrafter(), channel=channel_of(config))
     made: list[Arm] = [plain, *baselines(config.baselines or (), verifier, plain.virtual)]
     made += [
-        engine_arm(config, name, part, verifier) for name, part in drafters(config.get("drafter"), drafter).items()
+        engine_arm(config, name, part, verifier, None if meet is None else meet(name))
+        for name, part in drafters(config.get("drafter"), drafter).items()
     ]
     twice = [name for name, count in Counter(arm.name for arm in made).items() if count > 1]
     if twice:
@@ -81,18 +88,22 @@ def arms(config: DictConfig, drafter: str | None, verifier: FullVerifier) -> tup
     return tuple(made)
 
 
-def engine_arm(config: DictConfig, name: str, part: Any, verifier: FullVerifier) -> EngineArm:
+def engine_arm(
+    config: DictConfig, name: str, part: Any, verifier: FullVerifier, at: Rendezvous | None = None
+) -> EngineArm:
     """A drafter in turns with the target, or ahead of it on a channel of its own."""
-    forecast, channel = instantiate(config.get("forecast"), _convert_="all"), channel_of(config)
+    forecast, channel = instantiate(config.get("forecast"), _convert_="all"), channel_of(config, at)
     # Another process makes its drafter itself.
     elsewhere = forecast is not None and isinstance(channel, Process)
     drafter = instantiate(part, _convert_="all", _partial_=elsewhere)
     return EngineArm(name, verifier, drafter, forecast, channel)
 
 
-def channel_of(config: DictConfig) -> Any:
-    """A channel of an arm's own."""
-    return instantiate(config.channel, _convert_="all")
+def channel_of(config: DictConfig, at: Rendezvous | None = None) -> Any:
+    """A channel of an arm's own; with a place to meet the drafter at, if that is elsewhere."""
+    if at is None:
+        return instantiate(config.channel, _convert_="all")
+    return instantiate(config.channel, _convert_="all", _partial_=True)(address=at)
 
 
 def baselines(names: Sequence[str], verifier: FullVerifier, virtual: bool) -> list[Arm]:

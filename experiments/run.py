@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,8 @@ from rich.markup import escape
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 INTERRUPTED = 130
+LAUNCHED = "TORCHELASTIC_RUN_ID"  # torchrun has started this process
+NO_FOLDER = ("hydra.run.dir=.", "hydra.job_logging.root.handlers=[]", "~hydra.job_logging.handlers.file")
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +31,10 @@ def main() -> None:
     """Run the job that the command line describes, and leave with its exit status.
 
     0: finished. 1: a wrong value, no prompt finished, or tokens that only a bug explains. 130: Ctrl-C.
+    Of the two processes that torchrun starts, one runs the job and the other serves its drafters.
     """
+    if LAUNCHED in os.environ and os.environ["RANK"] != "0":
+        sys.argv += NO_FOLDER  # results are the other's
     try:
         configured()
     except KeyboardInterrupt:
@@ -52,7 +59,16 @@ def guarded(config: DictConfig, console: Console) -> int:
         # Here, so that --help and a mistyped name are answered at once: torch takes seconds to import.
         from experiments.session import run_session
 
-        return run_session(config, hydra_config.runtime.choices.get("drafter"), overrides, folder, console)
+        drafter = hydra_config.runtime.choices.get("drafter")
+        if LAUNCHED not in os.environ:
+            return run_session(config, drafter, overrides, folder, console)
+        from experiments.ranks import Ranks
+
+        with Ranks.joined(os.environ) as ranks:
+            if ranks.drafting:
+                return ranks.serve(config, drafter)
+            ranks.check(config)
+            return run_session(config, drafter, overrides, folder, console, ranks.meet)
     except KeyboardInterrupt:
         again = shlex.join(["specdec", *overrides, f"hydra.run.dir={folder}"])
         console.print(f"interrupted; to go on: {escape(again)}", highlight=False, soft_wrap=True)

@@ -23,7 +23,7 @@ from rich.progress import (
 )
 
 from experiments import mismatches
-from experiments.build import build, check
+from experiments.build import Meet, build, check
 from experiments.folder import Folder, resolved
 from experiments.job import Job, failed, finished, prompt_ids, run, warm_up
 from experiments.journal import Entry, Journal
@@ -40,7 +40,12 @@ PIPED_WIDTH = 120
 
 
 def run_session(
-    config: DictConfig, drafter: str | None, overrides: Sequence[str], path: Path, console: Console
+    config: DictConfig,
+    drafter: str | None,
+    overrides: Sequence[str],
+    path: Path,
+    console: Console,
+    meet: Meet | None = None,
 ) -> int:
     """Build, decode, report.
 
@@ -50,6 +55,7 @@ def run_session(
         overrides: of the command line.
         path: the results folder; one that holds results of the same configuration goes on.
         console: for progress; the report goes to standard output.
+        meet: see ``build``.
 
     Returns:
         the exit status: 0; 1 if no prompt was finished or tokens differ as only a bug explains.
@@ -62,7 +68,7 @@ def run_session(
     folder = Folder(path)
     folder.open(config)
     logger, journal = instantiate(config.logger), Journal(folder.results)
-    job = build(config, drafter)
+    job = build(config, drafter, meet)
     folder.write_provenance(provenance(overrides, job.verifier) | {"clock": "virtual" if job.virtual else "wall"})
     title = headline(config.target, job)
     say(console, f"{title} · prompts: {len(job.prompts)} · arms: {len(job.arms)}")

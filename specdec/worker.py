@@ -31,7 +31,7 @@ class Absent:
     """What a drafter may know of a target that works elsewhere.
 
     Attributes:
-        vocab_size: V.
+        vocab_size: V; where it is not known, an opening tells.
         device: where drafts are made.
         tokenizer: the target's, None where it is unknown.
         model: the target's network with a cache of its own, for drafters that run its layers; None where it is
@@ -116,7 +116,7 @@ class DraftWorker:
     def open(self, opening: Opening) -> Ready:
         """Read the rows. A drafter that does not fit says why."""
         seq = rows_of(opening, self._device)
-        target = self._target or Absent(opening.vocab_size, self._device)
+        target = replace(self._target or Absent(0, self._device), vocab_size=opening.vocab_size)
         try:
             self._guarded.begin(cast(Verifier, target), seq)
         except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -11,56 +12,78 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from specdec.channel.nccl import FOREVER, Lanes, check_places, place
 from specdec.channel.wire import decode, encode
-from specdec.messages import Message, arriving, leaving
+from specdec.messages import Closing, Message, arriving, leaving
 
 log = logging.getLogger(__name__)
 
 TARGET, DRAFTER = 0, 1
-FOREVER = timedelta(days=30)  # that nothing is said for a while is no fault
 MEETING = timedelta(seconds=60)
 
 
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where two sides meet.
+
+    Attributes:
+        store: that both reach.
+        host: address of this side's network interface.
+    """
+
+    store: distributed.Store
+    host: str
+
+    @classmethod
+    def of(cls, address: str, opens: bool) -> Rendezvous:
+        """At "host:port"; one side opens it, with port 0 at any, and the other comes."""
+        host, _, port = address.rpartition(":")
+        return cls(distributed.TCPStore(host, int(port), is_master=opens, wait_for_workers=False), host)
+
+
 class Pair:
-    """One side of a connection over gloo.
+    """One side of a connection: gloo, and on GPUs NCCL for all that is long.
 
     Args:
-        store: where both sides meet.
+        at: where both sides meet.
         name: of this meeting; a drafter that comes back meets under another.
         rank: ``TARGET`` or ``DRAFTER``.
-        host: address of this side's network interface.
+        device: for NCCL, if the other side names one too; else gloo carries everything.
 
     Raises:
         ConnectionError: the other side does not come.
+        ValueError: NCCL is wanted, and there are not two GPUs for it.
     """
 
-    def __init__(self, store: distributed.Store, name: str, rank: int, host: str) -> None:
-        gloo: Any = distributed.ProcessGroupGloo
-        options = gloo._Options()
-        options._devices, options._timeout = [gloo.create_device(hostname=host)], MEETING
+    def __init__(self, at: Rendezvous, name: str, rank: int, device: torch.device | None = None) -> None:
+        self._other, self._lanes, self._patience = 1 - rank, None, MEETING
+        store = distributed.PrefixStore(name, at.store)
         try:
-            self._group = gloo(distributed.PrefixStore(name, store), rank, 2, options)
+            self._group = gloo(store, rank, at.host)
+            if self._by_nccl(rank, "" if device is None else place(device)) and device is not None:
+                self._lanes = Lanes(store, rank, device)
         except RuntimeError as error:
-            raise ConnectionError(f"the other side did not come: {error}") from error
-        self._group._set_default_timeout(FOREVER)
-        self._other = 1 - rank
+            raise ConnectionError(f"the other side did not come: {short(error)}") from error
+        self._patience = FOREVER  # an operation that waits for longer ends the connection
         self._heard: SimpleQueue[Message | None] = SimpleQueue()
+        self._said: SimpleQueue[Tensor | None] = SimpleQueue()
         self._end = ""
-        self._listener = threading.Thread(target=self._listen, name="listener", daemon=True)
-        self._listener.start()
+        # Sending waits until the other side receives: who is slow there must not hold up this side.
+        self._threads = [
+            threading.Thread(target=work, name=work.__name__, daemon=True) for work in (self._listen, self._speak)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def send(self, message: Message) -> None:
-        """Let a message go. Raises ConnectionError where the other side is gone."""
-        content = torch.frombuffer(bytearray(encode(leaving(message))), dtype=torch.uint8)
-        self.send_bytes(content)
+        """Let a message go; nothing is waited for. Raises ConnectionError where the other side is gone."""
+        self.send_bytes(encode(leaving(message)))
 
-    def send_bytes(self, content: Tensor) -> None:
-        """Let uint8 [size] go, whatever it is."""
-        try:
-            self._group.send([torch.tensor([len(content)])], self._other, 0).wait()
-            self._group.send([content], self._other, 0).wait()
-        except RuntimeError as error:
-            raise ConnectionError(short(error)) from error
+    def send_bytes(self, content: bytes) -> None:
+        """Let bytes go, whatever they are."""
+        if self._end:
+            raise ConnectionError(self._end)
+        self._said.put(as_tensor(content))
 
     @property
     def ended(self) -> bool:
@@ -79,36 +102,88 @@ class Pair:
         return message
 
     def waiting(self) -> list[Message]:
-        """All messages that are there, at least one. Raises ConnectionError at the end."""
+        """All messages that are there, at least one, none behind a closing. Raises ConnectionError at the end."""
         messages = [self.receive(None)]
-        while not self._heard.empty():
+        while not self._heard.empty() and not isinstance(messages[-1], Closing):
             messages.append(self.receive(None))
         return [message for message in messages if message is not None]
 
     def close(self) -> None:
-        """Let go of the connection, once the other side has."""
-        self._listener.join(5.0)
-        self._group = None
+        """Let go of the connection, once the other side has or wants to."""
+        self._said.put(None)
+        for thread in self._threads:
+            thread.join(5.0)
+        self._group = self._lanes = None
+
+    def _by_nccl(self, rank: int, mine: str) -> bool:
+        """Whether both sides name a place; they do so in turns, since who sends waits for who receives."""
+        places = ["", ""]
+        for sender in (TARGET, DRAFTER):
+            if sender == rank:
+                places[sender] = mine
+                self._send_bytes(as_tensor(mine.encode() or b" "))
+            else:
+                places[sender] = self._receive_bytes().decode().strip()
+        if all(places):
+            check_places(*places)
+        return all(places)
 
     def _listen(self) -> None:
         try:
-            while True:
+            while not self._end:
                 content = self._receive_bytes()
                 try:
-                    self._heard.put(arriving(decode(content)))
+                    message = arriving(decode(content))
                 except ValueError as error:  # what it was about is settled without it
                     log.warning("%s", error)
-        except RuntimeError as error:
+                    continue
+                if isinstance(message, Closing):  # nothing follows, and who listens holds the connection
+                    self._end = "it was closed"
+                self._heard.put(message)
+        except (RuntimeError, ConnectionError) as error:
             self._end = short(error)
         finally:
+            if self._lanes is not None:
+                self._lanes.abort()
             self._heard.put(None)
+            self._said.put(None)
+
+    def _speak(self) -> None:
+        try:
+            while (content := self._said.get()) is not None:
+                self._send_bytes(content)
+        except RuntimeError as error:
+            self._end = self._end or short(error)
+            self._heard.put(None)
+
+    def _send_bytes(self, content: Tensor) -> None:
+        self._group.send([torch.tensor([len(content)])], self._other, 0).wait(self._patience)
+        if self._lanes is None:
+            self._group.send([content], self._other, 0).wait(self._patience)
+        else:
+            self._lanes.send(content)
 
     def _receive_bytes(self) -> bytes:
         size = torch.empty(1, dtype=torch.int64)
-        self._group.recv([size], self._other, 0).wait()
+        self._group.recv([size], self._other, 0).wait(self._patience)
+        if self._lanes is not None:
+            return self._lanes.receive(int(size)).numpy().tobytes()
         content = torch.empty(int(size), dtype=torch.uint8)
-        self._group.recv([content], self._other, 0).wait()
+        self._group.recv([content], self._other, 0).wait(self._patience)
         return content.numpy().tobytes()
+
+
+def as_tensor(content: bytes) -> Tensor:
+    """uint8 [size]."""
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def gloo(store: distributed.Store, rank: int, host: str) -> Any:
+    """A group of two over gloo, that has a while to meet."""
+    made: Any = distributed.ProcessGroupGloo
+    options = made._Options()
+    options._devices, options._timeout = [made.create_device(hostname=host)], MEETING
+    return made(store, rank, 2, options)
 
 
 def short(error: Exception) -> str:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import distributed
 
-from specdec.channel.pair import TARGET, Pair
-from specdec.channel.serve import ARRIVALS, PREFACE, Assembly
+from specdec.channel.nccl import check_backend, check_target
+from specdec.channel.pair import TARGET, Pair, Rendezvous
+from specdec.channel.serve import ARRIVALS, AWAITED, PREFACE, Assembly
 from specdec.messages import Closing, Message
 from specdec.partner import Link
 from specdec.protocols import Drafter, Forecast, Verifier
@@ -29,21 +29,32 @@ RESTARTS = 3  # of a drafter that dies again and again
 
 
 class Process:
-    """The drafter works in another process, over ``torch.distributed`` (gloo).
+    """The drafter works in another process, over ``torch.distributed``.
 
     It is started when it is first needed, and again when it dies; it ends with ``close`` or with this process.
 
     Args:
         patience: seconds to wait for a draft before a round goes without.
         address: "host:port" at which a drafter is awaited that somebody else starts (``specdec.channel.serve``),
-            on this machine or another; None starts one here.
+            on this machine or another, or another place to meet it; None starts one here.
         meeting: seconds to wait for the drafter to come.
+        backend: what carries the messages: "gloo", or "nccl" from GPU to GPU.
+
+    Raises:
+        ValueError: NCCL cannot be had.
     """
 
     costs = None
 
-    def __init__(self, patience: float = 1.0, address: str | None = None, meeting: float = 120.0) -> None:
-        self.patience, self._address, self._meeting = patience, address, meeting
+    def __init__(
+        self,
+        patience: float = 1.0,
+        address: str | Rendezvous | None = None,
+        meeting: float = 120.0,
+        backend: str = "gloo",
+    ) -> None:
+        check_backend(backend)
+        self.patience, self._address, self._meeting, self._backend = patience, address, meeting, backend
         self._held: tuple[object, object, object] | None = None
         self._link: ProcessLink | None = None
 
@@ -55,11 +66,16 @@ class Process:
 
         A function that makes the drafter is called over there; a drafter is sent there, with its weights.
         Its spans go by the clock over there: the target's reaches this process only.
+        Raises ValueError where NCCL is wanted and a side lacks a GPU for it.
         """
         if self._link is None or self._held != (drafter, forecast, verifier):
             self.close()
+            by_nccl = self._backend == "nccl"
+            if by_nccl:
+                check_target(verifier.device, alone=self._address is None)
             assembly = None if self._address else Assembly.of(drafter, forecast, verifier)
-            self._link = ProcessLink(assembly, self._address or "127.0.0.1:0", self._meeting)
+            address = self._address or "127.0.0.1:0"
+            self._link = ProcessLink(assembly, address, self._meeting, verifier.device if by_nccl else None)
             self._held = (drafter, forecast, verifier)
         with sharing_cores(verifier.device if self._address is None else None):
             yield self._link
@@ -84,18 +100,32 @@ class ProcessLink:
 
     Args:
         assembly: what to start the drafter with; None waits for one.
-        address: "host:port" of this side; port 0 is any.
+        address: "host:port" of this side, where port 0 is any, or where to meet.
         meeting: seconds to wait for the drafter to come.
+        device: for NCCL; None talks by gloo.
+
+    Raises:
+        ValueError: NCCL is wanted, and the drafter has no GPU of its own.
     """
 
-    def __init__(self, assembly: Assembly | None, address: str, meeting: float) -> None:
-        self._host, _, port = address.rpartition(":")
-        self._store = distributed.TCPStore(self._host, int(port), is_master=True, wait_for_workers=False)
-        self._assembly, self._restarts, self._met = assembly, 0, 0
+    def __init__(
+        self,
+        assembly: Assembly | None,
+        address: str | Rendezvous,
+        meeting: float,
+        device: torch.device | None = None,
+    ) -> None:
+        self._at = address if isinstance(address, Rendezvous) else Rendezvous.of(address, opens=True)
+        self._assembly, self._device, self._restarts = assembly, device, 0
+        self._met, self._misfit = self._at.store.add(ARRIVALS, 0), ""
+        self._at.store.set(AWAITED, "")
         self._ends = Ends()
         self._finish = weakref.finalize(self, finish, self._ends)  # at the latest when this process ends
         self._meet()
         self._meeting_thread.join(meeting)
+        if self._misfit:
+            self.close()
+            raise ValueError(self._misfit)
 
     def send(self, message: Message) -> None:
         """Let a message go. Raises ConnectionError where the drafter is gone."""
@@ -132,20 +162,22 @@ class ProcessLink:
         if self._assembly is not None:
             if self._ends.child is not None:
                 end(self._ends.child)
-            self._ends.child = started(self._assembly, self._host, self._store.port)
+            self._ends.child = started(self._assembly, self._at)
         self._meeting_thread = threading.Thread(target=self._await, name="meeting", daemon=True)
         self._meeting_thread.start()
 
     def _await(self) -> None:
-        while (arrived := self._store.add(ARRIVALS, 0)) <= self._met:
+        while (arrived := self._at.store.add(ARRIVALS, 0)) <= self._met:
             if self._ends.child is not None and self._ends.child.poll() is not None:
                 return
             threading.Event().wait(0.02)
         self._met = arrived
         try:
-            self._ends.pair = Pair(self._store, str(arrived), TARGET, self._host)
+            self._ends.pair = Pair(self._at, str(arrived), TARGET, self._device)
         except ConnectionError as error:
             log.warning("%s", error)
+        except ValueError as error:
+            self._misfit = str(error)
 
 
 @contextmanager
@@ -160,10 +192,11 @@ def sharing_cores(device: torch.device | None) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def started(assembly: Assembly, host: str, port: int) -> subprocess.Popen[bytes]:
+def started(assembly: Assembly, at: Rendezvous) -> subprocess.Popen[bytes]:
     """A process that serves a drafter; Ctrl-C does not reach it, it ends when its connection does."""
+    store: Any = at.store  # one that this process has opened, so it has a port
     child = subprocess.Popen(
-        [sys.executable, "-c", PREFACE.format(path=sys.path, host=host, port=port)],
+        [sys.executable, "-c", PREFACE.format(path=sys.path, address=f"{at.host}:{store.port}")],
         stdin=subprocess.PIPE,
         start_new_session=True,
     )

@@ -6,14 +6,14 @@ import logging
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import distributed
 
-from specdec.channel.pair import DRAFTER, Pair
+from specdec.channel.pair import DRAFTER, Pair, Rendezvous
 from specdec.channel.sides import absent, assembled
 from specdec.messages import Closing, Message, Opening, Ready
 from specdec.protocols import Drafter, Forecast, Verifier
@@ -21,8 +21,9 @@ from specdec.worker import Absent, DraftWorker
 
 log = logging.getLogger(__name__)
 
-ARRIVALS = "arrivals"  # in the store: how many drafters have come so far
-PREFACE = "import sys; sys.path[:] = {path}; from specdec.channel.serve import main; main({host!r}, {port})"
+AWAITED, ARRIVALS = "awaited", "arrivals"  # in the store: that a drafter is, and how many have come so far
+PAUSE = 0.02  # seconds between two looks into the store
+PREFACE = "import sys; sys.path[:] = {path}; from specdec.channel.serve import main; main({address!r})"
 
 
 @dataclass(frozen=True)
@@ -56,41 +57,62 @@ class Assembly:
         return assembled(drafter, self.forecast, self.target)
 
 
-def main(host: str, port: int) -> None:
-    """Serve the assembly that comes through standard input."""
-    serve(pickle.load(sys.stdin.buffer), host, port)
+def main(address: str) -> None:
+    """Serve the assembly that comes through standard input to the target at "host:port"."""
+    made = Service(pickle.load(sys.stdin.buffer))
+    made.serve(Rendezvous.of(address, opens=False))
     os._exit(0)  # a thread still listens to a connection that is over
 
 
-def serve(make: Callable[[], DraftWorker], host: str, port: int, here: str | None = None) -> None:
-    """Answer the target at ``host:port`` until it closes or is gone.
+class Service:
+    """A drafter's side, ready to meet a target.
 
     Args:
-        make: makes the worker; where that fails, the target is told why.
-        host, port: where the target's side waits.
-        here: address of this side's network interface; None is ``host``.
-
-    Raises:
-        ConnectionError: there is no target.
+        make: makes the worker, now; where that fails, the target is told why.
     """
-    try:
-        worker, failure = make(), ""
-    except Exception as error:  # for the user, who sits at the other side
-        log.debug("", exc_info=error)
-        worker, failure = None, f"the drafter could not be made: {error}"
-    store = distributed.TCPStore(host, port, is_master=False)
-    pair = Pair(store, str(store.add(ARRIVALS, 1)), DRAFTER, here or host)
-    while True:
+
+    def __init__(self, make: Callable[[], DraftWorker]) -> None:
+        self._worker, self._failure = None, ""
         try:
-            messages = pair.waiting()
-            if any(isinstance(message, Closing) for message in messages):
-                return
-            if worker is None:
-                refuse(pair, messages, failure)
-            else:
-                worker.serve(messages, pair.send)
+            self._worker = make()
+        except Exception as error:  # for the user, who sits at the other side
+            log.debug("", exc_info=error)
+            self._failure = f"the drafter could not be made: {error}"
+
+    def serve(self, at: Rendezvous) -> bool:
+        """Wait for the target, and answer it until it closes, or is gone.
+
+        Returns:
+            whether it has closed, or does not fit; else it may come again.
+
+        Raises:
+            ConnectionError: it does not come.
+            RuntimeError: where they were to meet, there is nothing any more.
+        """
+        while not at.store.check([AWAITED]):  # it may be long in loading
+            time.sleep(PAUSE)
+        device = None if self._worker is None else self._worker.device
+        try:
+            pair = Pair(at, str(at.store.add(ARRIVALS, 1)), DRAFTER, device)
+        except ValueError as error:  # the user, who sits at the other side, hears the same
+            log.debug("", exc_info=error)
+            return True
+        try:
+            while True:
+                messages = pair.waiting()
+                if any(isinstance(message, Closing) for message in messages):
+                    return True
+                self._answer(messages, pair)
         except ConnectionError:
-            return
+            return False
+        finally:
+            pair.close()
+
+    def _answer(self, messages: list[Message], pair: Pair) -> None:
+        if self._worker is None:
+            refuse(pair, messages, self._failure)
+        else:
+            self._worker.serve(messages, pair.send)
 
 
 def refuse(pair: Pair, messages: list[Message], why: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from specdec.runtime.model import CachedModel
 from specdec.runtime.proof import prove
 from specdec.runtime.replay import current
 from specdec.runtime.synthetic import PREFIX, Synthetic
+
+log = logging.getLogger(__name__)
 
 RUNTIMES = ("eager", "graphed", "auto")
 
@@ -48,7 +51,7 @@ def load(
         tokenizer: replaces the one found beside the weights, if there is one; a model in memory has none
             otherwise.
         dtype: "auto" is bfloat16 on a GPU and on a CPU that computes in it, else float32.
-        device: "auto" is the first GPU, else the CPU.
+        device: "auto" is the first GPU, else the CPU. The last GPU stands in for one that is not there.
         runtime: "eager" launches every operation, "graphed" replays whole rounds on a GPU, "auto" does so where
             there is one.
 
@@ -75,6 +78,13 @@ def load(
     except OSError as error:
         raise OSError(f"cannot load {str(source)!r}: {reason(path, error)}") from error
     return prepared(Network(module), tokenizer, end_tokens(module), runtime)
+
+
+def load_tokenizer(source: str | Path) -> Any | None:
+    """The tokenizer that ``load`` finds beside the weights, without them. Raises what ``load`` raises."""
+    if isinstance(source, str) and source.startswith(PREFIX):
+        return Synthetic(source).tokenizer
+    return read_tokenizer(resolve(source))
 
 
 def prepared(network: Network, tokenizer: Any | None, ends: tuple[int, ...], runtime: str) -> Loaded:
@@ -110,7 +120,7 @@ def reason(path: str | Path, error: OSError) -> str:
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """The first GPU for "auto", else the CPU.
+    """The first GPU for "auto", else the CPU. The last GPU stands in for one that is not there.
 
     Raises:
         ValueError: a GPU where there is none.
@@ -120,6 +130,14 @@ def pick_device(device: str | torch.device) -> torch.device:
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r}: PyTorch sees no GPU here, pass device='cpu' or 'auto'")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        last = torch.device("cuda", torch.cuda.device_count() - 1)
+        log.warning(
+            "there is no %s here, %s takes its place: a target and a drafter on one GPU do not overlap",
+            device,
+            last,
+        )
+        return last
     return device
 
 

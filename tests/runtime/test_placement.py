@@ -8,7 +8,7 @@ from families import FAMILIES, tiny
 
 import specdec
 from drafters import ModelDrafter
-from specdec.runtime.loading import pick_runtime
+from specdec.runtime.loading import pick_device, pick_runtime
 from verifiers import FullVerifier
 
 CPU, ONE, OTHER = torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)
@@ -47,3 +47,18 @@ def test_a_draft_model_on_another_device_is_refused() -> None:
     drafter = ModelDrafter(tiny("Llama").to("meta"))
     with pytest.raises(ValueError, match="the draft model is on meta and the target on cpu"):
         specdec.generate(FullVerifier(FAMILIES["llama"]()), drafter, [1, 2], max_new_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "got"),
+    [("cuda:1", 1, "cuda:0"), ("cuda:7", 2, "cuda:1"), ("cuda:1", 2, "cuda:1"), ("cuda", 1, "cuda")],
+)
+def test_the_last_gpu_stands_in_for_one_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, asked: str, there: int, got: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    assert str(pick_device(asked)) == got
+    warned = [f"there is no {asked} here, {got} takes its place" in text for text in caplog.messages]
+    assert warned == ([] if asked == got else [True])
+    assert asked == got or "do not overlap" in caplog.text
