@@ -67,6 +67,10 @@ class EarlyExitDrafter:
         """See ``ModelDrafter``."""
         return self.shape.look(self._view, context, window, self._vocabulary)
 
+    def resume(self, context: Context, window: Draft, own_BMV: Tensor, noise: Noise) -> Draft:
+        """See ``ModelDrafter``."""
+        return self.shape.resume(self._view, context, window, own_BMV, noise, self._vocabulary)
+
     def branch(self, context: Context, window: Draft, outcomes: Hypotheses, noise: Noise) -> Draft:
         """See ``ModelDrafter``."""
         return self.shape.branch(self._view, context, window, outcomes, noise, self._vocabulary)

@@ -85,8 +85,12 @@ class ModelDrafter:
         return self.shape.draft(self.model, context, noise, self._vocabulary)
 
     def look(self, context: Context, window: Draft) -> Tensor:
-        """float [B, M, V]: its own log-probabilities after the last committed token and each node of a window."""
+        """[B, M, V]: its own logits after the last committed token and each node of a window."""
         return self.shape.look(self.model, context, window, self._vocabulary)
+
+    def resume(self, context: Context, window: Draft, own_BMV: Tensor, noise: Noise) -> Draft:
+        """A chain or a tree for every row, from what it found when it looked at a window last."""
+        return self.shape.resume(self.model, context, window, own_BMV, noise, self._vocabulary)
 
     def branch(self, context: Context, window: Draft, outcomes: Hypotheses, noise: Noise) -> Draft:
         """A chain or a tree for every outcome of the window that it looked at last; rows b * X + x."""
@@ -144,10 +148,21 @@ class Shape:
         return self._grown(model, roots, noise, length, vocabulary)
 
     def look(self, model: CachedModel, context: Context, window: Draft, vocabulary: int) -> Tensor:
-        """Read a window; log-probabilities [B, M, V] under the sampling of the rows."""
+        """Read a window; logits [B, M, V]."""
         waits, nodes = self.behind if context.static else None, (window.tokens, window.parents)
         scores = model.advance(context.tokens, context.lengths, nodes, behind=waits, chain=window.fanout == 1)
-        return context.sampling.soft(fit(scores.logits, vocabulary))
+        return fit(scores.logits, vocabulary)
+
+    def resume(
+        self, model: CachedModel, context: Context, window: Draft, own_BMV: Tensor, noise: Noise, vocabulary: int
+    ) -> Draft:
+        """Draft beside a window that was read last, behind the last committed tokens, which were read with it."""
+        length = self._length(context.depth)
+        if length < 1:
+            return Draft.empty(context.lengths)
+        model.hang(context.lengths, (window.tokens, window.parents), window.fanout == 1, context.static)
+        roots = Roots.beside(context, window, own_BMV[:, :1], vocabulary)
+        return self._grown(model, roots, noise, length, vocabulary)
 
     def branch(
         self,

@@ -54,12 +54,21 @@ class Roots:
         """The last committed token of each row; ``behind`` is how many tokens the model lacks at most."""
         waits = behind if context.static else None
         logits_B1V = model.advance(context.tokens, context.lengths, behind=waits, chain=chain).logits
+        return cls._last(context, fit(logits_B1V, vocabulary), 0, vocabulary)
+
+    @classmethod
+    def beside(cls, context: Context, window: Draft, logits_B1V: Tensor, vocabulary: int) -> Roots:
+        """The last committed token of each row, whose logits are known, with a window in the model's tree."""
+        return cls._last(context, logits_B1V, window.size, vocabulary)
+
+    @classmethod
+    def _last(cls, context: Context, logits_B1V: Tensor, fed: int, vocabulary: int) -> Roots:
         seen_BV = seen_if(context, vocabulary)
         return cls(
-            fit(logits_B1V, vocabulary),
+            logits_B1V,
             context.lengths[:, None],
             torch.full_like(context.lengths[:, None], tree.ROOT),
-            0,
+            fed,
             None if seen_BV is None else seen_BV[:, None],
             context.sampling,
         )

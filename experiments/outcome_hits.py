@@ -82,7 +82,7 @@ class Witness(FullVerifier):
         return after
 
     def _asked(self, seq: Sequences, draft: Draft, verdict: Verdict) -> dict[tuple[str, int], bool]:
-        own_BMV = self._drafter.look(seq.context(), draft)
+        own_BMV = seq.sampling.soft(self._drafter.look(seq.context(), draft))
         heard: dict[Exit, Candidates] = {}
         hits = {}
         for name, forecast in self._arms.items():

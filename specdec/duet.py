@@ -50,7 +50,7 @@ class Settled:
 
 
 def look(seq: Sequences, window: Draft, drafter: BranchingDrafter) -> Tensor:
-    """The drafter's own law over a window."""
+    """The drafter's own logits over a window."""
     return drafter.look(seq.context(), window)
 
 
@@ -69,8 +69,13 @@ def prepare(
     noise: Noise,
 ) -> Book:
     """Drafts for the outcomes that a forecast makes likely."""
-    outcomes = forecast(window, own_BMV, early)
+    outcomes = forecast(window, seq.sampling.soft(own_BMV), early)
     return Book(seq.lengths, outcomes, drafter.branch(seq.context(), window, outcomes, noise))
+
+
+def resume(seq: Sequences, window: Draft, own_BMV: Tensor, guarded: Guarded, noise: Noise) -> Draft:
+    """A fresh draft, from what the drafter found when it looked at the window."""
+    return guarded.resume(seq.context(), window, own_BMV, noise)
 
 
 def settle(book: Book | None, report_BX: Tensor) -> Settled:
@@ -121,33 +126,34 @@ class Duet:
         self._answered = time.perf_counter()
         self._side.begin()
         with self._side():
-            self._ahead()
+            self._look(0)
 
     def settle(self, turn: Turn) -> Draft:
-        """Prepare once the early exit is passed, look up once the verdict is there; both without waiting.
+        """Prepare, look up what has come true, and look at the next window; all without waiting.
 
         The target is at work while all this is launched. Then the host waits for one answer: whether a row needs a
-        fresh draft.
+        fresh draft. By then the drafter is busy with the next window, so that it does not wait for the host.
         """
         verified = self._side.mark()
         with self._side():
-            if turn.early is not None:
+            if turn.early is not None or self._forecast.exit is None:
                 self._prepare(turn.early)
             self._side.follow(verified)
             report_BX = turn.report.to(self._side.drafter, non_blocking=True)
             with self._trace.span("drafter.settle", self._round):
                 settled = self._play(settle, self._book, report_BX)
-            mail, window = Mail(settled.facts), self._crossed(settled.window)
+            mail, window, prepared = Mail(settled.facts), self._crossed(settled.window), self._prepared
             self._alive = (turn, report_BX, settled, self._book)  # until the devices have read them
             self._seq, self._window = self._play(follow, self._seq, report_BX), settled.window
+            self._look(self._round + 1)
             facts, spans = self._awaited(mail)
             if any(wanted for _, wanted in facts):
                 self._fresh(settled)
                 window = self._crossed(self._window)
+                self._look(self._round + 1)
             if turn.early is not None:
                 self._trace.passed("target.exit", self.hint.event, self._round)
-            self._trace.handover([hit == 1 for hit, _ in facts], self._prepared, spans)
-            self._ahead()
+            self._trace.handover([hit == 1 for hit, _ in facts], prepared, spans)
         return window
 
     def _awaited(self, mail: Mail) -> tuple[list[list[int]], tuple[Span, ...]]:
@@ -166,16 +172,14 @@ class Duet:
     def _prepared(self) -> int:
         return 0 if self._book is None else len(self._book.drafts.base)
 
-    def _ahead(self) -> None:
-        """Read the window, and prepare where the drafter itself is asked."""
-        self._standing, self._own = self._side.standing(), None
+    def _look(self, round: int) -> None:
+        """Read the window of a round."""
+        self._standing = self._side.standing()
+        self._own: Tensor | None = None
         self._book: Book | None = None
-        if not self._branches:
-            return
-        with self._caring(), self._trace.span("drafter.look", self._round):
-            self._own = self._play(look, self._seq, self._window, self._drafter)
-        if self._forecast.exit is None:
-            self._prepare(None)
+        if self._branches:
+            with self._caring(), self._trace.span("drafter.look", round):
+                self._own = self._play(look, self._seq, self._window, self._drafter)
 
     def _prepare(self, early_BMX: Tensor | None) -> None:
         if self._own is None:
@@ -202,7 +206,10 @@ class Duet:
 
     def _fresh(self, settled: Settled) -> None:
         with self._trace.span("drafter.draft", self._round):
-            fresh = self._play(propose, self._seq.context(), self._guarded, self._noise)
+            if self._own is None:
+                fresh = self._play(propose, self._seq.context(), self._guarded, self._noise)
+            else:
+                fresh = self._play(resume, self._seq, self._window, self._own, self._guarded, self._noise)
             self._window = self._play(either, settled.hit, settled.window, fresh)
 
     def _crossed(self, draft: Draft) -> Draft:

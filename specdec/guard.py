@@ -5,6 +5,7 @@ B rows, N nodes, V target vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from inspect import unwrap
 from typing import Any, cast
 
@@ -65,8 +66,15 @@ class Guarded:
             self._trace.fault(f"raised {type(error).__name__}: {error}", error=error)
 
     def draft(self, context: Context, noise: Noise) -> Draft:
+        return self._kept(context, lambda: self._drafter.draft(context, noise))
+
+    def resume(self, context: Context, window: Draft, own_BMV: Tensor, noise: Noise) -> Draft:
+        drafter: Any = self._drafter
+        return self._kept(context, lambda: drafter.resume(context, window, own_BMV, noise))
+
+    def _kept(self, context: Context, make: Callable[[], Draft]) -> Draft:
         try:
-            draft = self._drafter.draft(context, noise)
+            draft = make()
             check_shapes(draft, context, self._vocabulary)
             return draft if context.static else trimmed(draft, context.room)
         except Exception as error:  # whatever a drafter raises, the committed tokens must survive

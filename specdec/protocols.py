@@ -122,7 +122,11 @@ class BranchingDrafter(Drafter, Protocol):
     """A drafter that can prepare for many outcomes at once."""
 
     def look(self, context: Context, window: Draft) -> Tensor:
-        """float [B, M, V]: its own log-probabilities after the last committed token and after each node."""
+        """[B, M, V]: its own logits after the last committed token and after each node."""
+        ...
+
+    def resume(self, context: Context, window: Draft, own_BMV: Tensor, noise: Noise) -> Draft:
+        """What ``draft`` would give, from what it found when it looked at a window last, without reading anew."""
         ...
 
     def branch(self, context: Context, window: Draft, outcomes: Hypotheses, noise: Noise) -> Draft:

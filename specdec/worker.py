@@ -174,7 +174,7 @@ class DraftWorker:
             return
         context = desk.seq.context()
         with self._caring(desk, "branch"):
-            outcomes = self._forecast(desk.window, desk.own, early)
+            outcomes = self._forecast(desk.window, desk.seq.sampling.soft(desk.own), early)
             drafts = self._branching.branch(context, desk.window, outcomes, desk.noise)
             desk.book = Book(desk.seq.lengths, outcomes, drafts)
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from specdec.runtime.itself import Itself, known_by
 
+KNOWN = "_taken_apart"  # attribute in which a value keeps what ``flatten`` found
+
 
 def flatten(value: Any, leaves: list[Tensor]) -> Any:
     """Collect the tensors in a value; what is left says how to put it together, and can be compared."""
@@ -21,11 +23,34 @@ def flatten(value: Any, leaves: list[Tensor]) -> Any:
     if isinstance(value, Mapping):
         return (dict, tuple((key, flatten(part, leaves)) for key, part in value.items()))
     if is_dataclass(value) and not isinstance(value, type):
-        parts = tuple(
-            (part.name, flatten(getattr(value, part.name), leaves)) for part in fields(value) if part.init
-        )
-        return (type(value), parts)
+        shape, found = vars(value).get(KNOWN) or _taken_apart(value)
+        leaves += found
+        return shape
     return (None, Held(value))
+
+
+def _taken_apart(value: Any) -> tuple[Form, list[Tensor]]:
+    """Shape and tensors of a dataclass; one that cannot change and has tensors keeps them.
+
+    What a recording gives is the same object every time, and taking it apart anew would take the host longer than
+    to launch the next recording.
+    """
+    found: list[Tensor] = []
+    parts = tuple((part.name, flatten(getattr(value, part.name), found)) for part in fields(value) if part.init)
+    shape = Form((type(value), parts))
+    if found and type(value).__dataclass_params__.frozen:
+        vars(value)[KNOWN] = shape, found
+    return shape, found
+
+
+class Form(tuple[Any, ...]):
+    """A shape that is hashed once."""
+
+    def __hash__(self) -> int:
+        known = vars(self)
+        if "hash" not in known:
+            known["hash"] = super().__hash__()
+        return int(known["hash"])
 
 
 def rebuild(shape: Any, leaves: Iterator[Tensor]) -> Any:

@@ -18,13 +18,6 @@ from specdec.forecast import AllAccepted, Blend, DraftTopK, EarlyExitTopK
 from specdec.overlap import Overlap
 from verifiers import FullVerifier
 
-FORECASTS = [
-    AllAccepted(),
-    DraftTopK(4, branches=6),
-    EarlyExitTopK(Exit(2, 4)),
-    Blend(Exit(2, 4), top=4, branches=8),
-]
-
 
 class Wrong(DraftTopK):
     """Prepares for outcomes that the drafter finds least likely."""
@@ -34,6 +27,13 @@ class Wrong(DraftTopK):
 
 
 WRONG = Wrong(1, branches=1)
+FORECASTS = [
+    AllAccepted(),
+    DraftTopK(4, branches=6),
+    EarlyExitTopK(Exit(2, 4)),
+    Blend(Exit(2, 4), top=4, branches=8),
+    WRONG,
+]
 
 
 def committed(result):
@@ -83,7 +83,7 @@ def test_another_prompt_and_another_forecast_cost_no_token(tiny_llama):
             assert result.row() == expected.row()
 
 
-@pytest.mark.parametrize("part", ["look", "branch", "draft"])
+@pytest.mark.parametrize("part", ["look", "branch", "resume"])
 def test_a_drafter_that_raises_costs_its_drafts_only(tiny_llama, part):
     class Failing(ModelDrafter):
         calls = 0
@@ -106,17 +106,17 @@ def test_a_draft_that_cannot_be_recorded_is_made_directly(tiny_llama, caplog):
     verifier, recorded = replaying(tiny_llama, []), []
 
     class Touchy(ModelDrafter):
-        def draft(self, context, noise):
+        def resume(self, context, *arguments):
             if verifier.replay.recording:
                 recorded.append(context)
                 raise ValueError("not while recording")
-            return super().draft(context, noise)
+            return super().resume(context, *arguments)
 
     drafter = Touchy(tiny_llama, length=3)
     for _ in range(2):  # nothing is prepared right, so that a draft is asked for in every round
         result = specdec.generate(verifier, drafter, [1, 2], 40, forecast=WRONG)
         assert result.metrics.mean_accepted_tokens > 3 and not result.metrics.faults
-    assert len(recorded) == 1 and "propose cannot be recorded" in caplog.text
+    assert len(recorded) == 1 and "resume cannot be recorded" in caplog.text
 
 
 def test_the_trace_holds_every_hand_over(tiny_llama):
