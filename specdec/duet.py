@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from specdec import tree
 from specdec.book import Book, either
 from specdec.exit import Exit
 from specdec.guard import Guarded
-from specdec.hypotheses import Candidates
+from specdec.hypotheses import Candidates, Hypotheses
 from specdec.loop import directly, propose
 from specdec.messages import Outcome
 from specdec.noise import Noise
@@ -59,17 +59,15 @@ def read(exit: Exit, outlet: Network, early_BMX: Tensor, seq: Sequences, window:
     return exit.read(outlet, early_BMX, window, seq.sampling)
 
 
-def prepare(
-    seq: Sequences,
-    window: Draft,
-    own_BMV: Tensor,
-    early: Candidates | None,
-    forecast: Forecast,
-    drafter: BranchingDrafter,
-    noise: Noise,
-) -> Book:
-    """Drafts for the outcomes that a forecast makes likely."""
-    outcomes = forecast(window, seq.sampling.soft(own_BMV), early)
+def foresee(
+    seq: Sequences, window: Draft, own_BMV: Tensor | None, early: Candidates | None, forecast: Forecast
+) -> Hypotheses:
+    """The outcomes that a forecast makes likely."""
+    return forecast(window, None if own_BMV is None else seq.sampling.soft(own_BMV), early)
+
+
+def prepare(seq: Sequences, window: Draft, outcomes: Hypotheses, drafter: BranchingDrafter, noise: Noise) -> Book:
+    """Drafts for outcomes."""
     return Book(seq.lengths, outcomes, drafter.branch(seq.context(), window, outcomes, noise))
 
 
@@ -139,10 +137,10 @@ class Duet:
             if turn.early is not None or self._forecast.exit is None:
                 self._prepare(turn.early)
             self._side.follow(verified)
-            report_BX = turn.report.to(self._side.drafter, non_blocking=True)
+            report_BX = self._side.bring(turn.report)
             with self._trace.span("drafter.settle", self._round):
                 settled = self._play(settle, self._book, report_BX)
-            mail, window, prepared = Mail(settled.facts), self._crossed(settled.window), self._prepared
+            mail, window, prepared = self._posted(settled), self._crossed(settled.window), self._prepared
             self._alive = (turn, report_BX, settled, self._book)  # until the devices have read them
             self._seq, self._window = self._play(follow, self._seq, report_BX), settled.window
             self._look(self._round + 1)
@@ -185,24 +183,20 @@ class Duet:
         if self._own is None:
             return
         with self._caring():
-            early = None if early_BMX is None else self._read(early_BMX)
+            outcomes = self._foreseen(early_BMX)
             with self._trace.span("drafter.branch", self._round):
-                self._book = self._play(
-                    prepare,
-                    self._seq,
-                    self._window,
-                    self._own,
-                    early,
-                    self._forecast,
-                    self._drafter,
-                    self._noise,
-                )
+                self._book = self._play(prepare, self._seq, self._window, outcomes, self._drafter, self._noise)
 
-    def _read(self, early_BMX: Tensor) -> Candidates:
-        """Read the early exit out as soon as it is passed, beside what the drafter has to read."""
-        with self._side.reading(self._standing, self.hint.event):
-            there_BMX = early_BMX.to(self._side.drafter, non_blocking=True)
-            return self._play(read, self._forecast.exit, self._outlet, there_BMX, self._seq, self._window)
+    def _foreseen(self, early_BMX: Tensor | None) -> Hypotheses:
+        """Read the early exit out as soon as it is passed, beside what the drafter has to read; forecast."""
+        told, early = (self._seq, self._window), None
+        if early_BMX is not None:
+            with self._side.reading(self._standing, self.hint.event):
+                there_BMX = self._side.bring(early_BMX)
+                early = self._play(read, self._forecast.exit, self._outlet, there_BMX, *told)
+                if not self._forecast.reads_drafter:
+                    return cast(Hypotheses, self._play(foresee, *told, None, early, self._forecast))
+        return cast(Hypotheses, self._play(foresee, *told, self._own, early, self._forecast))
 
     def _fresh(self, settled: Settled) -> None:
         with self._trace.span("drafter.draft", self._round):
@@ -212,18 +206,23 @@ class Duet:
                 fresh = self._play(resume, self._seq, self._window, self._own, self._guarded, self._noise)
             self._window = self._play(either, settled.hit, settled.window, fresh)
 
+    def _posted(self, settled: Settled) -> Mail:
+        with self._side.sending():
+            return Mail(settled.facts)
+
     def _crossed(self, draft: Draft) -> Draft:
         """The window on the target's device, whose queue waits for it."""
-        there = self._side.target
-        if draft.tokens.device != there:
-            laws = None if draft.laws is None else draft.laws.to(there, non_blocking=True)
-            # In one piece: every copy between devices makes them wait for each other.
-            whole_BX = torch.cat([draft.tokens, draft.parents, draft.base[:, None]], 1)
-            tokens_BN, parents_BN, base_B1 = whole_BX.to(there, non_blocking=True).split(
-                [draft.size, draft.size, 1], 1
-            )
-            draft = Draft(tokens_BN, parents_BN, base_B1[:, 0], laws, draft.fanout)
-        self._side.lead()
+        with self._side.sending():
+            there = self._side.target
+            if draft.tokens.device != there:
+                laws = None if draft.laws is None else draft.laws.to(there, non_blocking=True)
+                # In one piece: every copy between devices makes them wait for each other.
+                whole_BX = torch.cat([draft.tokens, draft.parents, draft.base[:, None]], 1)
+                tokens_BN, parents_BN, base_B1 = whole_BX.to(there, non_blocking=True).split(
+                    [draft.size, draft.size, 1], 1
+                )
+                draft = Draft(tokens_BN, parents_BN, base_B1[:, 0], laws, draft.fanout)
+            self._side.lead()
         return draft
 
     def _play(self, part: Any, *arguments: Any) -> Any:

@@ -145,8 +145,13 @@ class Forecast(Protocol):
         """The early exit of the target that it reads, None where it reads the drafter alone."""
         ...
 
-    def __call__(self, window: Draft, own_BMV: Tensor, early: Candidates | None) -> Hypotheses:
-        """Outcomes, from the drafter's own log-probabilities and the early exit's message."""
+    @property
+    def reads_drafter(self) -> bool:
+        """Whether it reads the drafter's own law."""
+        ...
+
+    def __call__(self, window: Draft, own_BMV: Tensor | None, early: Candidates | None) -> Hypotheses:
+        """Outcomes, from the drafter's own log-probabilities [B, M, V] and the exit's message, if it reads them."""
         ...
 
 

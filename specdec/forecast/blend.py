@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from specdec.exit import Exit
-from specdec.forecast.draft_topk import check_counts
+from specdec.forecast.draft_topk import check_counts, looked
 from specdec.forecast.early_exit_topk import RAW, spoken
 from specdec.hypotheses import Candidates, Hypotheses, of_window
 from specdec.types import Draft
@@ -42,14 +42,16 @@ class Blend:
     branches: int | None = 16
     weight: float = 0.8
 
+    reads_drafter = True
+
     def __post_init__(self) -> None:
         check_counts(min(self.top, self.exit.top), self.branches)
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must be from 0 to 1, not {self.weight}")
 
-    def __call__(self, window: Draft, own_BMV: Tensor, early: Candidates | None) -> Hypotheses:
-        """The early message and own log-probabilities [B, M, V] to outcomes. Raises ValueError without the one."""
-        early = spoken(early)
+    def __call__(self, window: Draft, own_BMV: Tensor | None, early: Candidates | None) -> Hypotheses:
+        """The early message and own log-probabilities [B, M, V] to outcomes. Raises ValueError without either."""
+        own_BMV, early = looked(own_BMV), spoken(early)
         own = Candidates.top(own_BMV, window, self.top)
         same_BMKK = own.tokens[..., None] == early.tokens[:, :, None]
         exit_BMK = torch.where(same_BMKK, early.scores[:, :, None], -torch.inf).amax(-1)

@@ -32,14 +32,23 @@ class DraftTopK:
     def __post_init__(self) -> None:
         check_counts(self.top, self.branches)
 
+    reads_drafter = True
+
     @property
     def exit(self) -> Exit | None:
         """It reads the drafter alone."""
         return None
 
-    def __call__(self, window: Draft, own_BMV: Tensor, early: Candidates | None) -> Hypotheses:
-        """Own log-probabilities [B, M, V] of the drafter to outcomes."""
-        return Hypotheses.likeliest(Candidates.top(own_BMV, window, self.top), window, self.branches)
+    def __call__(self, window: Draft, own_BMV: Tensor | None, early: Candidates | None) -> Hypotheses:
+        """Own log-probabilities [B, M, V] of the drafter to outcomes. Raises ValueError without them."""
+        return Hypotheses.likeliest(Candidates.top(looked(own_BMV), window, self.top), window, self.branches)
+
+
+def looked(own_BMV: Tensor | None) -> Tensor:
+    """The drafter's own law. Raises ValueError where there is none."""
+    if own_BMV is None:
+        raise ValueError("this forecast reads the drafter's own law, but the drafter has not looked at the window")
+    return own_BMV
 
 
 def check_counts(top: int, branches: int | None) -> None:

@@ -35,7 +35,12 @@ class EarlyExitTopK:
     def __post_init__(self) -> None:
         check_counts(self.exit.top, self.branches)
 
-    def __call__(self, window: Draft, own_BMV: Tensor, early: Candidates | None) -> Hypotheses:
+    @property
+    def reads_drafter(self) -> bool:
+        """It reads the target alone."""
+        return False
+
+    def __call__(self, window: Draft, own_BMV: Tensor | None, early: Candidates | None) -> Hypotheses:
         """The early message to outcomes. Raises ValueError without one."""
         return Hypotheses.likeliest(spoken(early), window, self.branches)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import product
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from specdec.runtime.replay import Replay, current
 
@@ -35,7 +37,8 @@ class Side:
     """The queue of a drafter's device beside that of the target's, and what was recorded for it.
 
     What crosses over between devices is copied by a third queue, on the target's device: else the copy would stand
-    behind all that the target has to do. A CPU has no queues: there all is done when it is told.
+    behind all that the target has to do. A fourth, on the drafter's, takes what the drafter need not wait for. A
+    CPU has no queues: there all is done when it is told.
 
     Args:
         target: device of the target.
@@ -49,7 +52,7 @@ class Side:
         self._main: Any = None
         self._queue = queue(drafter)
         self._courier = self._queue if target == drafter else queue(target)
-        self._reader = queue(drafter)
+        self._beside = queue(drafter)
 
     def begin(self) -> None:
         """What the target is told from here on goes to the queue that is its current one now."""
@@ -71,21 +74,34 @@ class Side:
 
         It runs beside what the drafter's queue was told since; what that is told from then on comes after it.
         """
-        if self._reader is None or mine is None or mark is None:
+        with self._aside(mine, mark):
             yield
-            return
-        for one in (self._courier, self._reader):
-            one.wait_event(mine)
-            one.wait_event(mark)
-        with torch.cuda.stream(self._reader):
+        if self._beside is not None:
+            self._queue.wait_event(marked(self.drafter, self._beside))
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """What is launched inside comes after all that the drafter's queue was told, which goes on beside it."""
+        with self._aside(self.standing()):
             yield
-        self._queue.wait_event(marked(self.drafter, self._reader))
+
+    @contextmanager
+    def _aside(self, *marks: torch.cuda.Event | None) -> Iterator[None]:
+        for one, mark in product((self._courier, self._beside), marks):
+            if one is not None and mark is not None:
+                one.wait_event(mark)
+        with nullcontext() if self._beside is None else torch.cuda.stream(self._beside):
+            yield
 
     def follow(self, mark: torch.cuda.Event | None) -> None:
         """What is launched from here on comes after a mark of the target's queue."""
         for one in (self._courier, self._queue):
             if one is not None and mark is not None:
                 one.wait_event(mark)
+
+    def bring(self, tensor: Tensor) -> Tensor:
+        """A tensor of the target's on the drafter's device."""
+        return tensor.to(self.drafter, non_blocking=self.drafter.type == "cuda")
 
     def mark(self) -> torch.cuda.Event | None:
         """A mark in the target's own queue, behind all that it has been told."""
@@ -96,8 +112,8 @@ class Side:
         return marked(self.drafter, self._queue)
 
     def lead(self) -> None:
-        """The target's own queue goes on when the drafter's has come this far."""
-        mark = marked(self.drafter, self._queue)
+        """The target's own queue goes on when what was sent is there."""
+        mark = marked(self.drafter, self._beside)
         if mark is not None and self._main is not None:
             self._main.wait_event(mark)
 
