@@ -71,7 +71,7 @@ class Handover:
 
     Attributes:
         hit: per row, whether a draft for the outcome was there.
-        branches: outcomes that had been prepared, all rows together.
+        branches: outcomes that had been prepared, all rows together; neither padding nor rows that had ended.
     """
 
     hit: tuple[bool, ...]
