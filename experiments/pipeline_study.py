@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -190,7 +190,7 @@ def measured(result: Result) -> dict[str, Any]:
         "tokens": result.row(),
         "faults": dict(result.metrics.faults),
         "parts_ms": parts(result.trace),
-        **{name: value for name, value in asdict(overlap).items() if name != "hits"},
+        **{name: value for name, value in overlap.as_dict().items() if name != "hits"},
         "rendezvous_ms": 1e3 * overlap.rendezvous / max(1, overlap.rounds),
         "exposed_ms": 1e3 * overlap.exposed / max(1, overlap.rounds),
     }

@@ -32,7 +32,9 @@ DEFINITIONS = {
         "by depth of the draft: rounds whose draft was that deep, those of them in which all earlier depths "
         "were accepted (tested), and those in which this one was too; share = accepted / tested"
     ),
-    "shares": "of wall time: forwards of the target, drafter at work (its model's forwards, if any), rest",
+    "shares": (
+        "of wall time: forwards of the target, drafter at work while it does not (its model's forwards, if any), rest"
+    ),
     "identical": "replies whose tokens are plain decoding's, all replies; null where only the law is kept",
 }
 
@@ -188,7 +190,7 @@ def positions(entries: Sequence[Entry]) -> tuple[Depth, ...]:
 def shares(entries: Sequence[Entry]) -> dict[str, float]:
     """Where the wall time went; the three add up to 1."""
     # Of a drafter with a model only the forwards count, as they do for the target.
-    drafter = sum(e.metrics["drafter_model_seconds"] or e.metrics["drafter_seconds"] for e in entries)
+    drafter = sum(e.metrics["drafter_model_seconds"] or e.metrics["exposed_seconds"] for e in entries)
     target, host, whole = (total(entries, f"{name}seconds") for name in ("target_", "host_", ""))
     return {"target": target / whole, "drafter": drafter / whole, "host": host / whole}
 
