@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from experiments.ahead import DEFINITIONS as AHEAD
+from experiments.ahead import Ahead
 from experiments.arms import PLAIN
 from experiments.bootstrap import speedup, speedup_interval
 from experiments.journal import Entry
@@ -33,9 +35,11 @@ DEFINITIONS = {
         "were accepted (tested), and those in which this one was too; share = accepted / tested"
     ),
     "shares": (
-        "of wall time: forwards of the target, drafter at work while it does not (its model's forwards, if any), rest"
+        "of wall time: forwards of the target, drafter at work while it is not (its model's forwards, if any), "
+        "rest"
     ),
     "identical": "replies whose tokens are plain decoding's, all replies; null where only the law is kept",
+    **{f"ahead.{name}": meaning for name, meaning in AHEAD.items()},
 }
 
 
@@ -85,7 +89,7 @@ class Part:
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """One arm's figures, see ``DEFINITIONS``. ``identical`` is (equal, all) or None."""
+    """One arm's figures, see ``DEFINITIONS``. ``identical`` is (equal, all) or None, ``ahead`` None in turns."""
 
     arm: str
     prompts: int
@@ -105,6 +109,7 @@ class ArmSummary:
     identical: tuple[int, int] | None
     categories: dict[str, Part]
     faults: dict[str, int]
+    ahead: Ahead | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON."""
@@ -152,6 +157,7 @@ def _of_arm(name: str, mine: list[Entry], plain: list[Entry], repeats: bool) -> 
         identical=identical(mine, plain) if repeats else None,
         categories=parts(mine, ours, theirs),
         faults=dict(faults),
+        ahead=Ahead.of(mine),
     )
 
 
