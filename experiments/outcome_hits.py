@@ -4,20 +4,24 @@ A drafter and the target take turns as ever. Before every commit each forecast i
 the same knowledge, and it is noted whether the outcome (accepted node, token behind it) is among its branches.
 What forecasts say changes nothing, so all of them see the same rounds.
 
-B = 1 row, N draft nodes, M = N + 1, W tokens of one forward, X hidden size.
+B = 1 row, N draft nodes, M = N + 1, W tokens of one forward, X hidden size, P reached places, K named tokens,
+V vocabulary.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 import specdec
 from drafters import EarlyExitDrafter
+from experiments.omega import KAPPAS, Omega
 from specdec import Draft, Tap, Verdict
 from specdec.exit import Exit, Hint
 from specdec.forecast import Blend, DraftTopK, EarlyExitTopK
@@ -28,6 +32,7 @@ from specdec.translator import Translator
 from verifiers import FullVerifier
 from verifiers.full import FullEvidence
 
+BLENDED = " + drafter"  # behind the name of an exit
 Arms = Mapping[tuple[str, int], Forecast]  # by name and number of branches
 
 
@@ -53,6 +58,10 @@ class Witness(FullVerifier):
         verifier: whose target it runs, eagerly.
         drafter: who makes the windows.
         arms: whom to ask.
+
+    Attributes:
+        rounds: what became of every window.
+        omega: what the drafter and every exit know of the target's law, by name.
     """
 
     def __init__(self, verifier: FullVerifier, drafter: BranchingDrafter, arms: Arms) -> None:
@@ -60,6 +69,7 @@ class Witness(FullVerifier):
         self.end_tokens = verifier.end_tokens
         self.rounds: list[Round] = []
         self._drafter, self._arms = drafter, arms
+        self.omega: dict[str, Omega] = defaultdict(Omega)
         self._seen: dict[Tap, Tensor] = {}
 
     def begin(self, seq: Sequences, wants: tuple[Tap, ...] = (), exit: Exit | None = None) -> None:
@@ -70,29 +80,37 @@ class Witness(FullVerifier):
     def score(self, seq: Sequences, draft: Draft, hint: Hint | None = None) -> FullEvidence:
         """Keep the states."""
         evidence = super().score(seq, draft, hint)
-        self._seen = evidence.scores.states
+        self._seen, self._final = evidence.scores.states, seq.sampling.soft(evidence.scores.logits)
         return evidence
 
     def commit(self, seq: Sequences, draft: Draft, verdict: Verdict) -> Sequences:
         """Ask, then commit. The last round of a row needs no next window, nor the first one a forecast."""
-        hits = self._asked(seq, draft, verdict) if draft.size else {}
+        hits, named = self._asked(seq, draft, verdict) if draft.size else ({}, {})
         after = super().commit(seq, draft, verdict)
         if hits and not bool(after.ended.all()):
-            self.rounds.append(Round(int(draft.depths.max()), int(verdict.accepted[0]), hits))
+            accepted = int(verdict.accepted[0])
+            self.rounds.append(Round(int(draft.depths.max()), accepted, hits))
+            reached_P = pad(verdict.path[0, :accepted] + 1, (1, 0))  # the root's place is 0
+            for source, tokens_MK in named.items():
+                self.omega[source].add(self._final[0, reached_P].exp(), tokens_MK[reached_P])
         return after
 
-    def _asked(self, seq: Sequences, draft: Draft, verdict: Verdict) -> dict[tuple[str, int], bool]:
+    def _asked(
+        self, seq: Sequences, draft: Draft, verdict: Verdict
+    ) -> tuple[dict[tuple[str, int], bool], dict[str, Tensor]]:
+        """Who hits, and the tokens [M, K] that every source names."""
         own_BMV = seq.sampling.soft(self._drafter.look(seq.context(), draft))
         heard: dict[Exit, Candidates] = {}
-        hits = {}
+        hits, named = {}, {"drafter": own_BMV[0].topk(min(max(KAPPAS), own_BMV.shape[-1]), -1).indices}
         for name, forecast in self._arms.items():
             exit = forecast.exit
             if exit is not None and exit not in heard:
                 heard[exit] = self._said(exit, seq, draft)
+                named[name[0].removesuffix(BLENDED)] = heard[exit].tokens[0]
             outcomes = forecast(draft, own_BMV, None if exit is None else heard[exit])
             right = (outcomes.nodes == verdict.end[:, None]) & (outcomes.tokens == verdict.tokens[:, None])
             hits[name] = bool(right.any())
-        return hits
+        return hits, named
 
     def _said(self, exit: Exit, seq: Sequences, draft: Draft) -> Candidates:
         state_BMX = self._seen[Tap(exit.of(self.model))][:, -(draft.size + 1) :]
@@ -110,7 +128,7 @@ def forecasts(
         arms["drafter", budget] = DraftTopK(top, budget)
         for name, exit in heard.items():
             arms[name, budget] = EarlyExitTopK(exit, budget)
-            arms[f"{name} + drafter", budget] = Blend(exit, top, budget, weight)
+            arms[name + BLENDED, budget] = Blend(exit, top, budget, weight)
     return arms
 
 
@@ -127,19 +145,27 @@ def hits_of(
     witness = Witness(verifier, drafter, arms)
     for prompt in prompts:
         specdec.generate(witness, drafter, prompt, options.new_tokens)
-    return {"drafter_layer": layer, "length": options.length, "top": options.top, **summary(witness.rounds)}
+    omega = {source: found.as_dict() for source, found in witness.omega.items()}
+    what = {"drafter_layer": layer, "length": options.length, "top": options.top}
+    return {**what, **summary(witness.rounds), "omega": omega}
 
 
 def summary(rounds: Sequence[Round]) -> dict[str, Any]:
-    """Hit rates over all rounds, over those with a rejection, and by accepted length."""
+    """Hit rates over all rounds, over those with a rejection, and by accepted length.
+
+    Coverage is the share of outcomes that were prepared by the position at which they fell, the bonus position
+    behind a window that was accepted whole included; ``hit_by_accepted`` is of rejections alone.
+    """
     refused = [one for one in rounds if one.accepted < one.window]
     lengths = sorted({one.accepted for one in refused})
+    fell = {n: [one for one in rounds if one.accepted == n] for n in range(deepest(rounds) + 1)}
     names = rounds[0].hits if rounds else {}
     return {
         "rounds": len(rounds),
         "rejections": len(refused),
         "mean_accepted": sum(one.accepted for one in rounds) / max(1, len(rounds)),
         "rejections_by_accepted": {n: sum(one.accepted == n for one in refused) for n in lengths},
+        "outcomes_by_position": {n: len(some) for n, some in fell.items()},
         "arms": [
             {
                 "forecast": name,
@@ -149,10 +175,16 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
                 "hit_by_accepted": {
                     n: rate([one for one in refused if one.accepted == n], (name, branches)) for n in lengths
                 },
+                "coverage_by_position": {n: rate(some, (name, branches)) for n, some in fell.items()},
             }
             for name, branches in names
         ],
     }
+
+
+def deepest(rounds: Sequence[Round]) -> int:
+    """The bonus position of the deepest window; -1 without rounds."""
+    return max((one.window for one in rounds), default=-1)
 
 
 def rate(rounds: Sequence[Round], name: tuple[str, int]) -> float | None:

@@ -3,7 +3,8 @@
 Omega_kappa(E) is the final law's mass on the exit's kappa likeliest tokens (Mirror Speculative Decoding,
 arXiv 2510.13161), averaged over the places of replies that the target writes itself; beside it, how often the
 final law's likeliest token is among them. Then, with a drafter, how often each forecast had prepared for what came
-true, all of them with the same number of branches (see ``experiments.outcome_hits``).
+true, all of them with the same number of branches (see ``experiments.outcome_hits``), and both by position of the
+window, its bonus position included.
 
 T taps, P places, X hidden size, V vocabulary, K largest kappa.
 """
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from experiments import data
 from experiments.folder import write_json
+from experiments.omega import KAPPAS, lines
 from experiments.outcome_hits import hits_of
 from experiments.overlap_plot import save_curves, save_hits
 from experiments.prompt import Prompt
@@ -33,7 +35,6 @@ from specdec.runtime import CachedModel
 from specdec.translator import Translator, facts, translators
 from verifiers import FullVerifier
 
-KAPPAS = (1, 2, 4, 8, 16, 32)
 CHUNK = 128  # places whose laws are held at a time
 
 
@@ -96,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save_curves(options.out.with_suffix(".png"), found["curves"], title)
     found["hits"] = [hits_of(verifier, prompts, exits, layer, options) for layer in options.drafters]
     write_json(options.out, found)
+    for hits in found["hits"]:
+        print("\n".join(lines(hits)))
     if found["hits"]:
         save_hits(options.out.with_name(f"{options.out.stem}_hits.png"), found["hits"], title)
 

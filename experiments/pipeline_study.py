@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -144,7 +144,8 @@ def arms(options: argparse.Namespace) -> Iterator[Arm]:
 def forecasts(options: argparse.Namespace, length: int) -> Iterator[tuple[str, Forecast]]:
     """The published schedules, with as many branches as there are places."""
     yield "PEARL", AllAccepted()
-    yield "SSD", DraftTopK(1)
+    # A place's likeliest token is the window's own next one, which is refused there: one per place would be PEARL.
+    yield "SSD", DraftTopK(2, branches=length + 1)
     for layer in options.exits:
         for share in options.spoiled:
             name = f"Mirror E={layer}" + (f" spoiled={share}" if share else "")
@@ -190,7 +191,7 @@ def measured(result: Result) -> dict[str, Any]:
         "tokens": result.row(),
         "faults": dict(result.metrics.faults),
         "parts_ms": parts(result.trace),
-        **{name: value for name, value in asdict(overlap).items() if name != "hits"},
+        **overlap.as_dict(),
         "rendezvous_ms": 1e3 * overlap.rendezvous / max(1, overlap.rounds),
         "exposed_ms": 1e3 * overlap.exposed / max(1, overlap.rounds),
     }
@@ -211,10 +212,11 @@ def summary(samples: Sequence[dict[str, Any]], plain: Sequence[list[int]]) -> di
     """Medians over the repeats, and in how many of them the tokens are those of plain decoding."""
     first = samples[0]
     numbers = [name for name, value in first.items() if isinstance(value, float | int)]
-    middle = {name: median(sample[name] for sample in samples) for name in numbers}
+    middle = {name: median(s[name] for s in samples if s[name] is not None) for name in numbers}
     lanes = {lane: median(s["parts_ms"].get(lane, 0.0) for s in samples) for lane in first["parts_ms"]}
     equal = sum(sample["tokens"] == tokens for sample, tokens in zip(samples, plain, strict=True))
-    return {**middle, "parts_ms": lanes, "faults": first["faults"], "equal": [equal, len(samples)]}
+    hits = Overlap.pooled([Overlap.read(sample) for sample in samples]).as_dict()["hits"]  # by accepted length
+    return {**middle, "parts_ms": lanes, "hits": hits, "faults": first["faults"], "equal": [equal, len(samples)]}
 
 
 def described(arm: Arm) -> dict[str, Any]:

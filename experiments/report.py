@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from experiments.ahead import Ahead
 from experiments.arms import PLAIN, Decoding
 from experiments.mismatches import BUG, Mismatch, describe
 from experiments.summary import ArmSummary
@@ -23,7 +24,12 @@ NOTES = (
     "Tokens per round: committed per decoding round, pooled, correction or bonus token included, prefill "
     "excluded, nothing behind an end token; plain is 1.00.",
     "Accepted at depth: share of the drafts' tokens there, given that the earlier ones were accepted.",
-    "Time: T forwards of the target, D the drafter at work (forwards of its model, if any), host the rest.",
+    "Time: T forwards of the target, D the drafter at work while it is not (forwards of its model, if any), host "
+    "the rest.",
+)
+AHEAD_NOTE = (
+    "Drafting ahead: exposed, the drafter at work while the target is not; rendezvous, neither is; hidden, the "
+    "drafter's work beside the target's; fallback, rounds in which a row had no draft ready. Prefill excluded."
 )
 VIRTUAL = "virtual time: speeds are computed from channel.costs, whatever machine this is"
 SYNTHETIC = "synthetic weights: speeds are real, texts mean nothing"
@@ -70,10 +76,17 @@ class Report:
             console.print(Group(Text(), arms_table(self.summaries, console.width < ROOMY), Text()))
             if len(self.summaries[0].categories) > 1:
                 console.print(Group(categories_table(self.summaries), Text()))
-            for note in NOTES if self.decoding.reproducible else (*NOTES, SAMPLED):
+            if any(summary.ahead for summary in self.summaries):
+                console.print(Group(ahead_table(self.summaries), Text()))
+            for note in self.notes():
                 console.print(Text(note, style="dim"))
         for line in self.lines():
             console.print(line)
+
+    def notes(self) -> tuple[str, ...]:
+        """What the tables' words mean."""
+        ahead = (AHEAD_NOTE,) if any(summary.ahead for summary in self.summaries) else ()
+        return (*NOTES, *ahead, *(() if self.decoding.reproducible else (SAMPLED,)))
 
     def lines(self) -> list[Text]:
         """What a reader must not miss."""
@@ -167,7 +180,7 @@ def identical_cell(summary: ArmSummary) -> str:
 def by_depth(summary: ArmSummary) -> str:
     """Acceptance at the first depths, in percent."""
     shares = [depth.share for depth in summary.positions[:DEPTHS]]
-    return " ".join("–" if share is None else f"{100 * share:.0f}" for share in shares) or "–"
+    return " ".join(map(percent, shares)) or "–"
 
 
 def categories_table(summaries: Sequence[ArmSummary]) -> Table:
@@ -181,6 +194,39 @@ def categories_table(summaries: Sequence[ArmSummary]) -> Table:
         cells = [f"{summary.categories[category].speedup:.2f}×" for summary in others]
         table.add_row(f"{category} ({part.prompts})", *cells)
     return table
+
+
+def ahead_table(summaries: Sequence[ArmSummary]) -> Table:
+    """What drafting ahead came to, a column for every arm that does it."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    table.add_column("drafting ahead", no_wrap=True)
+    columns = [(summary.arm, ahead_cells(summary.ahead)) for summary in summaries if summary.ahead]
+    for arm, _ in columns:
+        table.add_column(arm, justify="right", overflow="fold")
+    for line in columns[0][1]:
+        table.add_row(line, *(cells[line] for _, cells in columns))
+    return table
+
+
+def ahead_cells(ahead: Ahead) -> dict[str, str]:
+    """The lines of one arm."""
+    return {
+        "hit rate, %": percent(ahead.hit_rate),
+        "  at accepted length 0, 1, …": " ".join(map(percent, ahead.rates())) or "–",
+        "hidden share, %": percent(ahead.hidden),
+        "exposed, ms/round": number(ahead.exposed_ms),
+        "target idle, ms/round": number(ahead.target_idle_ms),
+        "drafter idle, ms/round": number(ahead.drafter_idle_ms),
+        "rendezvous, ms/round": number(ahead.rendezvous_ms),
+        "branches prepared/round": number(ahead.branches),
+        "branches wasted/round": number(ahead.wasted),
+        "fallback, % of rounds": percent(ahead.fallback),
+    }
+
+
+def percent(value: float | None) -> str:
+    """A share without decimals."""
+    return "–" if value is None else f"{100 * value:.0f}"
 
 
 def number(value: float | None) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from experiments.ahead import DEFINITIONS as AHEAD
+from experiments.ahead import Ahead
 from experiments.arms import PLAIN
 from experiments.bootstrap import speedup, speedup_interval
 from experiments.journal import Entry
@@ -32,8 +34,12 @@ DEFINITIONS = {
         "by depth of the draft: rounds whose draft was that deep, those of them in which all earlier depths "
         "were accepted (tested), and those in which this one was too; share = accepted / tested"
     ),
-    "shares": "of wall time: forwards of the target, drafter at work (its model's forwards, if any), rest",
+    "shares": (
+        "of wall time: forwards of the target, drafter at work while it is not (its model's forwards, if any), "
+        "rest"
+    ),
     "identical": "replies whose tokens are plain decoding's, all replies; null where only the law is kept",
+    **{f"ahead.{name}": meaning for name, meaning in AHEAD.items()},
 }
 
 
@@ -83,7 +89,7 @@ class Part:
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """One arm's figures, see ``DEFINITIONS``. ``identical`` is (equal, all) or None."""
+    """One arm's figures, see ``DEFINITIONS``. ``identical`` is (equal, all) or None, ``ahead`` None in turns."""
 
     arm: str
     prompts: int
@@ -103,6 +109,7 @@ class ArmSummary:
     identical: tuple[int, int] | None
     categories: dict[str, Part]
     faults: dict[str, int]
+    ahead: Ahead | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON."""
@@ -150,6 +157,7 @@ def _of_arm(name: str, mine: list[Entry], plain: list[Entry], repeats: bool) -> 
         identical=identical(mine, plain) if repeats else None,
         categories=parts(mine, ours, theirs),
         faults=dict(faults),
+        ahead=Ahead.of(mine),
     )
 
 
@@ -188,7 +196,7 @@ def positions(entries: Sequence[Entry]) -> tuple[Depth, ...]:
 def shares(entries: Sequence[Entry]) -> dict[str, float]:
     """Where the wall time went; the three add up to 1."""
     # Of a drafter with a model only the forwards count, as they do for the target.
-    drafter = sum(e.metrics["drafter_model_seconds"] or e.metrics["drafter_seconds"] for e in entries)
+    drafter = sum(e.metrics["drafter_model_seconds"] or e.metrics["exposed_seconds"] for e in entries)
     target, host, whole = (total(entries, f"{name}seconds") for name in ("target_", "host_", ""))
     return {"target": target / whole, "drafter": drafter / whole, "host": host / whole}
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from specdec import tree
 from specdec.hypotheses import Hypotheses
 from specdec.types import Draft
 
@@ -23,11 +24,18 @@ class Book:
         base: int64 [B], committed length before the outcome.
         hypotheses: the outcomes.
         drafts: one draft per row and outcome, [B * X, N]; row b's are b * X and the following.
+        counts: int64 [B], outcomes of each row, padding left out.
     """
 
     base: Tensor
     hypotheses: Hypotheses
     drafts: Draft
+    counts: Tensor
+
+    @classmethod
+    def of(cls, base_B: Tensor, hypotheses: Hypotheses, drafts: Draft) -> Book:
+        """A book of these drafts."""
+        return cls(base_B, hypotheses, drafts, (hypotheses.nodes != tree.PAD).sum(1))
 
     def look_up(self, base_B: Tensor, node_B: Tensor, token_B: Tensor) -> tuple[Draft, Tensor]:
         """The draft of each row for what came true, and bool [B]: whether there was one."""
@@ -36,6 +44,11 @@ class Book:
         found_BX &= (self.base == base_B)[:, None]
         hit_B, index_B = found_BX.max(1)
         return taken(self.drafts, index_B + size * torch.arange(rows, device=index_B.device)), hit_B
+
+
+def counted(book: Book | None, ended_B: Tensor) -> int:
+    """Outcomes that are prepared; rows that have ended, bool [B], have none. Waits for the device."""
+    return 0 if book is None else int(book.counts[~ended_B].sum())
 
 
 def taken(draft: Draft, rows: Tensor) -> Draft:

@@ -41,7 +41,7 @@ class Settled:
     Attributes:
         window: the prepared drafts, padding where there was none.
         hit: bool [B].
-        facts: int64 [B, 2], for the host: hit, and whether a fresh draft is wanted.
+        facts: int64 [B, 3], for the host: hit, whether a fresh draft is wanted, and outcomes in the book.
     """
 
     window: Draft
@@ -68,7 +68,7 @@ def foresee(
 
 def prepare(seq: Sequences, window: Draft, outcomes: Hypotheses, drafter: BranchingDrafter, noise: Noise) -> Book:
     """Drafts for outcomes."""
-    return Book(seq.lengths, outcomes, drafter.branch(seq.context(), window, outcomes, noise))
+    return Book.of(seq.lengths, outcomes, drafter.branch(seq.context(), window, outcomes, noise))
 
 
 def resume(seq: Sequences, window: Draft, own_BMV: Tensor, guarded: Guarded, noise: Noise) -> Draft:
@@ -87,7 +87,8 @@ def settle(book: Book | None, report_BX: Tensor) -> Settled:
         hit_B = hit_B & ~ended_B
         parents_BN = torch.where(hit_B[:, None], prepared.parents, tree.PAD)
         window = Draft(prepared.tokens, parents_BN, lengths_B, prepared.laws, prepared.fanout)
-    return Settled(window, hit_B, torch.stack([hit_B, ~(hit_B | ended_B)], 1).long())
+    counts_B = torch.zeros_like(before_B) if book is None else book.counts
+    return Settled(window, hit_B, torch.stack([hit_B, ~(hit_B | ended_B), counts_B], 1))
 
 
 def follow(seq: Sequences, report_BX: Tensor) -> Sequences:
@@ -115,12 +116,13 @@ class Duet:
         self.hint = side.signal
         self._drafter, self._guarded, self._outlet, self._forecast = drafter, guarded, outlet, forecast
         self._side, self._trace = side, trace
-        self._branches = hasattr(drafter, "branch")
+        self._prepares = hasattr(drafter, "branch")
 
     def open(self, seq: Sequences, noise: Noise) -> None:
         """Begin with the rows on the drafter's device, which it has read."""
         self._seq, self._noise = seq, noise
         self._window = Draft.empty(seq.lengths)
+        self._going = [True] * len(seq.lengths)  # rows that had not ended when branches were prepared
         self._answered = time.perf_counter()
         self._side.begin()
         with self._side():
@@ -140,18 +142,18 @@ class Duet:
             report_BX = self._side.bring(turn.report)
             with self._trace.span("drafter.settle", self._round):
                 settled = self._play(settle, self._book, report_BX)
-            mail, window, prepared = self._posted(settled), self._crossed(settled.window), self._prepared
+            mail, window = self._posted(settled), self._crossed(settled.window)
             self._alive = (turn, report_BX, settled, self._book)  # until the devices have read them
             self._seq, self._window = self._play(follow, self._seq, report_BX), settled.window
             self._look(self._round + 1)
             facts, spans = self._awaited(mail)
-            if any(wanted for _, wanted in facts):
+            if any(wanted for _, wanted, _ in facts):
                 self._fresh(settled)
                 window = self._crossed(self._window)
                 self._look(self._round + 1)
             if turn.early is not None:
                 self._trace.passed("target.exit", self.hint.event, self._round)
-            self._trace.handover([hit == 1 for hit, _ in facts], prepared, spans)
+            self._trace.handover([hit == 1 for hit, *_ in facts], self._branches(facts), spans)
         return window
 
     def _awaited(self, mail: Mail) -> tuple[list[list[int]], tuple[Span, ...]]:
@@ -166,16 +168,18 @@ class Duet:
         """The hand-over that is next."""
         return len(self._trace.handovers)
 
-    @property
-    def _prepared(self) -> int:
-        return 0 if self._book is None else len(self._book.drafts.base)
+    def _branches(self, facts: list[list[int]]) -> int:
+        """Outcomes that had been prepared; who goes on was told by the answer before."""
+        branches = sum(count for (*_, count), going in zip(facts, self._going, strict=True) if going)
+        self._going = [hit + wanted > 0 for hit, wanted, _ in facts]
+        return branches
 
     def _look(self, round: int) -> None:
         """Read the window of a round."""
         self._standing = self._side.standing()
         self._own: Tensor | None = None
         self._book: Book | None = None
-        if self._branches:
+        if self._prepares:
             with self._caring(), self._trace.span("drafter.look", round):
                 self._own = self._play(look, self._seq, self._window, self._drafter)
 

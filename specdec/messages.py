@@ -109,7 +109,7 @@ class Window(Dated):
         generation, round: of the outcome that it answers.
         draft: the window.
         hit: bool [B], whether it had been prepared.
-        branches: outcomes that were prepared, all rows together.
+        branches: outcomes that were prepared, all rows that had not ended together.
         spans: what was done for it, on the drafter's clock; see ``specdec.transit``.
         faults: what went wrong.
     """

@@ -40,14 +40,15 @@ class Metrics:
         drafted_tokens: draft nodes that the target scored.
         positions: acceptance by depth, depth 1 first.
         seconds: wall time of the generation, prefill included.
-        target_seconds: forwards of the target.
-        drafter_seconds: calls of the drafter, its model's forwards included; of one that works ahead those that
-            the target waited for.
+        target_seconds: forwards of the target; what it waits for in the midst of them is no part of them.
+        drafter_seconds: calls of the drafter, its model's forwards included; of one that works ahead, those after
+            prefill.
+        exposed_seconds: of these, what was done while the target did not work: all of it in turns.
         drafter_model_seconds: forwards of the drafter's model.
-        host_seconds: all that is not a forward of a model and not a model-free drafter at work.
+        host_seconds: all that is not a forward of a model and not a model-free drafter at work. Of a drafter that
+            works ahead only what is exposed is taken off.
         faults: what the drafter did wrong, and how often.
-        hit_rate: of a drafter that works ahead: share of outcomes for which its draft was ready.
-        hidden: and share of its work that was done while the target worked.
+        overlap: of a drafter that works ahead; None in turns, and where prefill ended all rows.
     """
 
     new_tokens: int
@@ -61,11 +62,11 @@ class Metrics:
     seconds: float
     target_seconds: float
     drafter_seconds: float
+    exposed_seconds: float
     drafter_model_seconds: float
     host_seconds: float
     faults: dict[str, int]
-    hit_rate: float | None = None
-    hidden: float | None = None
+    overlap: Overlap | None = None
 
     @classmethod
     def of(cls, trace: Trace) -> Metrics:
@@ -75,11 +76,11 @@ class Metrics:
             by_row[entry.row].append(entry.committed)
         decoding = {row: rounds[1:] for row, rounds in by_row.items() if len(rounds) > 1}
         committed = [count for rounds in decoding.values() for count in rounds]
-        seconds, target, drafter = trace.end - trace.start, trace.seconds("target"), trace.seconds("drafter")
-        model = trace.seconds("drafter.model")
-        ahead = Overlap.of(trace) if trace.handovers else None
+        seconds, target = trace.end - trace.start, trace.seconds("target") - trace.seconds("target.hint")
+        drafter, model = trace.seconds("drafter"), trace.seconds("drafter.model")
+        ahead, exposed = Overlap.of(trace) if trace.handovers else None, drafter
         if ahead is not None:
-            drafter, model = ahead.exposed, 0.0
+            drafter, exposed, model = ahead.drafter, ahead.exposed, 0.0
         return cls(
             new_tokens=sum(entry.committed for entry in trace.rounds),
             rounds=len(trace.rounds),
@@ -92,11 +93,11 @@ class Metrics:
             seconds=seconds,
             target_seconds=target,
             drafter_seconds=drafter,
+            exposed_seconds=exposed,
             drafter_model_seconds=model,
-            host_seconds=seconds - target - (model or drafter),
+            host_seconds=seconds - target - (model or exposed),
             faults=dict(trace.faults),
-            hit_rate=None if ahead is None else ahead.hit_rate,
-            hidden=None if ahead is None else ahead.hidden,
+            overlap=ahead,
         )
 
     @property
@@ -104,9 +105,20 @@ class Metrics:
         """Committed tokens of all rows per second of wall time, prefill included."""
         return self.new_tokens / self.seconds if self.seconds > 0 else 0.0
 
+    @property
+    def hit_rate(self) -> float | None:
+        """Of a drafter that works ahead: share of outcomes for which its draft was ready."""
+        return None if self.overlap is None else self.overlap.hit_rate
+
+    @property
+    def hidden(self) -> float | None:
+        """Of a drafter that works ahead: share of its work that was done while the target worked."""
+        return None if self.overlap is None else self.overlap.hidden
+
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON."""
-        return {**asdict(self), "tokens_per_second": self.tokens_per_second}
+        overlap = None if self.overlap is None else self.overlap.as_dict()
+        return {**asdict(self), "overlap": overlap, "tokens_per_second": self.tokens_per_second}
 
 
 def positions(trace: Trace) -> tuple[Position, ...]:

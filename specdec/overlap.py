@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from specdec.trace import Span, Trace
+from specdec.trace import Round, Span, Trace
 
 Interval = tuple[float, float]
 
@@ -20,25 +20,32 @@ class Hits:
     outcomes: int
     prepared: int
 
+    @property
+    def rate(self) -> float | None:
+        """Share that was ready, None without outcomes."""
+        return self.prepared / self.outcomes if self.outcomes else None
+
 
 @dataclass(frozen=True)
 class Overlap:
-    """Decoding rounds of a generation, prefill left out. Seconds are sums over these rounds.
+    """Decoding rounds of a generation, or of several. Seconds are sums over these rounds.
+
+    Prefill and its hand-over are left out: no window's outcome is handed over there. The time from its end to the
+    first verification of a window is the first round's.
 
     Attributes:
         rounds: verifications.
         seconds: from the end of prefill to the end of the last verification.
         target: the target at work.
         drafter: the drafter at work.
-        exposed: the drafter at work while the target waited.
+        exposed: the drafter at work while the target was not.
         target_idle: the target waiting, for whatever reason.
         drafter_idle: the drafter waiting.
-        rendezvous: the target waiting while the drafter did not draft: verdicts, look-ups and transfers.
-        hidden: share of the drafter's work that was done while the target worked; None if it did none.
-        hit_rate: share of outcomes for which a draft was ready, None without outcomes.
-        hits: by accepted length.
-        branches: outcomes that were prepared, and of these wasted: those that did not come true.
-        wasted: see ``branches``.
+        rendezvous: neither at work: messages on their way, verdicts, look-ups and transfers.
+        handovers: outcomes of a round that were handed over, all rows together, with which some row went on.
+        fallbacks: those in which such a row had no draft ready: it waited for a fresh one, or went without.
+        branches: outcomes that had been prepared for them.
+        hits: by accepted length, of rows that went on.
     """
 
     rounds: int
@@ -49,52 +56,106 @@ class Overlap:
     target_idle: float
     drafter_idle: float
     rendezvous: float
-    hidden: float | None
-    hit_rate: float | None
-    hits: dict[int, Hits]
+    handovers: int
+    fallbacks: int
     branches: int
-    wasted: int
+    hits: dict[int, Hits]
+
+    @property
+    def prepared(self) -> int:
+        """Outcomes for which a draft was ready."""
+        return sum(one.prepared for one in self.hits.values())
+
+    @property
+    def wasted(self) -> int:
+        """Branches that did not come true."""
+        return self.branches - self.prepared
+
+    @property
+    def hidden(self) -> float | None:
+        """Share of the drafter's work that was done while the target worked, None if it did none."""
+        return 1 - self.exposed / self.drafter if self.drafter > 0 else None
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of outcomes for which a draft was ready, None without outcomes."""
+        return Hits(sum(one.outcomes for one in self.hits.values()), self.prepared).rate
+
+    @property
+    def fallback(self) -> float | None:
+        """Share of hand-overs in which some row had no draft ready, None without any."""
+        return self.fallbacks / self.handovers if self.handovers else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every figure, ready for JSON."""
+        ratios = {name: getattr(self, name) for name in ("wasted", "hidden", "hit_rate", "fallback")}
+        return asdict(self) | ratios
+
+    @classmethod
+    def read(cls, figures: Mapping[str, Any]) -> Overlap:
+        """What ``as_dict`` gave, or what a file made of it."""
+        hits = {int(length): Hits(**counts) for length, counts in figures["hits"].items()}
+        return cls(**{field.name: figures[field.name] for field in fields(cls)} | {"hits": hits})
+
+    @classmethod
+    def pooled(cls, several: Sequence[Overlap]) -> Overlap:
+        """Several generations together."""
+        names = [field.name for field in fields(cls) if field.name != "hits"]
+        sums = {name: sum(getattr(one, name) for one in several) for name in names}
+        return cls(**sums, hits=pooled(one.hits for one in several))
 
     @classmethod
     def of(cls, trace: Trace) -> Overlap:
         """Measure a finished generation."""
         targets = sorted((span.start, span.end) for span in trace.spans if span.lane == "target")
         start, end = (targets[0][1], targets[-1][1]) if targets else (0.0, 0.0)
-        busy = targets[1:]
-        gaps = [(before[1], after[0]) for before, after in pairwise(targets) if after[0] > before[1]]
+        gaps = [(before[1], after[0]) for before, after in pairwise(targets)]
+        pauses = [within(span, start, end) for span in trace.spans if span.lane == "target.hint"]
+        idle = union([*gaps, *pauses])
         drafting = union(within(span, start, end) for span in trace.spans if drafts(span))
-        drafter, exposed = total(drafting), total(common(drafting, gaps))
-        hits = by_length(trace)
-        outcomes, prepared = sum(one.outcomes for one in hits.values()), sum(one.prepared for one in hits.values())
-        branches = sum(handover.branches for handover in trace.handovers)
+        drafter, exposed = total(drafting), total(common(drafting, idle))
+        met = list(outcomes(trace))
+        rounds = {index for index, _, _ in met}
         return cls(
-            rounds=len(busy),
+            rounds=len(targets[1:]),
             seconds=end - start,
-            target=total(busy),
+            target=total(targets[1:]) - total(common(union(targets[1:]), union(pauses))),
             drafter=drafter,
             exposed=exposed,
-            target_idle=total(gaps),
+            target_idle=total(idle),
             drafter_idle=end - start - drafter,
-            rendezvous=total(gaps) - exposed,
-            hidden=1 - exposed / drafter if drafter > 0 else None,
-            hit_rate=prepared / outcomes if outcomes else None,
-            hits=hits,
-            branches=branches,
-            wasted=branches - prepared,
+            rendezvous=total(idle) - exposed,
+            handovers=len(rounds),
+            fallbacks=len({index for index, _, hit in met if not hit}),
+            branches=sum(trace.handovers[index].branches for index in rounds),
+            hits=by_length((accepted, hit) for _, accepted, hit in met),
         )
 
 
-def by_length(trace: Trace) -> dict[int, Hits]:
-    """Hits by the accepted length of the outcome; rounds that ended their row have none."""
-    counts: dict[int, list[int]] = defaultdict(lambda: [0, 0])
-    seen: dict[int, list[Any]] = defaultdict(list)
+def outcomes(trace: Trace) -> Iterator[tuple[int, int, bool]]:
+    """Round, accepted length and hit of every outcome that its row went on from, prefill's left out."""
+    by_row: dict[int, list[Round]] = defaultdict(list)
     for entry in trace.rounds:
-        seen[entry.row].append(entry)
-    for row, entries in seen.items():
-        for entry, handover in zip(entries[:-1], trace.handovers, strict=False):
-            counts[entry.accepted][0] += 1
-            counts[entry.accepted][1] += handover.hit[row]
-    return {length: Hits(*pair) for length, pair in sorted(counts.items())}
+        by_row[entry.row].append(entry)
+    for row, entries in by_row.items():
+        for index, (entry, handover) in enumerate(zip(entries[:-1], trace.handovers, strict=False)):
+            if index:
+                yield index, entry.accepted, handover.hit[row]
+
+
+def by_length(met: Iterable[tuple[int, bool]]) -> dict[int, Hits]:
+    """Hits by accepted length, of accepted lengths and whether a draft was ready."""
+    return pooled({accepted: Hits(1, int(hit))} for accepted, hit in met)
+
+
+def pooled(several: Iterable[Mapping[int, Hits]]) -> dict[int, Hits]:
+    """Hits by accepted length, of several generations together."""
+    sums: dict[int, Hits] = {}
+    for hits in several:
+        for length, one in hits.items():
+            so_far = sums.get(length, Hits(0, 0))
+            sums[length] = Hits(so_far.outcomes + one.outcomes, so_far.prepared + one.prepared)
+    return dict(sorted(sums.items()))
 
 
 def drafts(span: Span) -> bool:
@@ -119,9 +180,17 @@ def union(intervals: Any) -> list[Interval]:
 
 
 def common(some: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:
-    """Where intervals of both lists overlap; each list is without overlaps."""
-    pairs = ((max(a[0], b[0]), min(a[1], b[1])) for a in some for b in others)
-    return [pair for pair in pairs if pair[1] > pair[0]]
+    """Where intervals of both lists overlap; each list is in order and without overlaps."""
+    found, i, j = [], 0, 0
+    while i < len(some) and j < len(others):
+        start, end = max(some[i][0], others[j][0]), min(some[i][1], others[j][1])
+        if end > start:
+            found.append((start, end))
+        if some[i][1] < others[j][1]:
+            i += 1
+        else:
+            j += 1
+    return found
 
 
 def total(intervals: Sequence[Interval]) -> float:

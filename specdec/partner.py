@@ -79,7 +79,9 @@ class Partner:
         """Send what the target's early exit says, while its last layers still run."""
         candidates = glimpse.read()
         self._trace.instant("target.exit", self._round)
-        self._send(Early(self._opening.generation, self._round, candidates))
+        # In one thread the drafter's work is in here, else the message's way as far as the target waits for it.
+        with self._trace.span("target.hint", self._round):
+            self._send(Early(self._opening.generation, self._round, candidates))
 
     def settle(self, turn: Turn) -> Draft:
         """Tell what has come true, and get the next draft; an empty one where there is none in time."""

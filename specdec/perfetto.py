@@ -23,6 +23,7 @@ TRACKS = ("host", "target", "link.early", "link.outcome", "link.draft", "drafter
 NAMES = {
     "target": "verify",
     "target.exit": "early exit",
+    "target.hint": "hand over",
     "drafter": "draft",
     "link.early": "early exit →",
     "link.outcome": "outcome →",

@@ -151,7 +151,7 @@ class Forecast(Protocol):
         ...
 
     def __call__(self, window: Draft, own_BMV: Tensor | None, early: Candidates | None) -> Hypotheses:
-        """Outcomes, from the drafter's own log-probabilities [B, M, V] and the exit's message, if it reads them."""
+        """Outcomes, from the drafter's own log-probabilities [B, M, V] and the exit's message."""
         ...
 
 

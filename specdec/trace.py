@@ -27,7 +27,8 @@ class Span:
     """Seconds on one lane, on the trace's clock.
 
     Attributes:
-        lane: "target", its verifications, and "target.exit", the moment in which its early exit has spoken;
+        lane: "target", its verifications, "target.exit", the moment in which its early exit has spoken, and
+            "target.hint", the time inside a verification in which it does not go on, since that is handed over;
             "drafter", and "drafter.look", ".branch", ".settle" and ".draft" of one that works ahead, with
             "drafter.model", forwards of its model; "link.early", "link.outcome" and "link.draft", messages on
             their way; "host.verify" and "host.propose", parts of a round that the host plays, "host.send",
@@ -71,7 +72,7 @@ class Handover:
 
     Attributes:
         hit: per row, whether a draft for the outcome was there.
-        branches: outcomes that had been prepared, all rows together.
+        branches: outcomes that had been prepared, all rows together; neither padding nor rows that had ended.
     """
 
     hit: tuple[bool, ...]

@@ -88,10 +88,9 @@ class Scene:
         return turn
 
     def _say(self, hint: Hint, before: float, glimpse: Glimpse) -> None:
-        """What the early exit says leaves behind its layers; they go on when it has arrived, as the law has it."""
+        """What the early exit says leaves behind its layers."""
         self.clock.spend(before + self.costs.exit_head)
         hint(glimpse)
-        self.clock.spend(self.costs.early)
 
     def _propose(self, *arguments: Any) -> Draft:
         with self.trace.span("drafter"):

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from specdec.book import Book, either
+from specdec.book import Book, counted, either
 from specdec.guard import Guarded
 from specdec.hypotheses import Candidates
 from specdec.messages import Early, Message, Opening, Outcome, Ready, Window, journey
@@ -153,6 +153,7 @@ class DraftWorker:
         desk.round = outcome.round
         with self._spanning(desk, "settle"):
             prepared, hit_B = self._look_up(desk, outcome)
+            branches = counted(desk.book, desk.seq.ended)  # a row that ends now had some
             desk.seq = followed(desk.seq, outcome)
             hit_B = hit_B & ~outcome.ended
         fresh = Draft.empty(desk.seq.lengths)
@@ -160,7 +161,7 @@ class DraftWorker:
             with self._spanning(desk, "draft"):
                 fresh = self._guarded.draft(desk.seq.context(), desk.noise)
         desk.window = either(hit_B, prepared, fresh)
-        return self._answer(desk, hit_B)
+        return self._answer(desk, hit_B, branches)
 
     def _look_up(self, desk: Desk, outcome: Outcome) -> tuple[Draft, Tensor]:
         if desk.book is None:
@@ -176,13 +177,12 @@ class DraftWorker:
         with self._caring(desk, "branch"):
             outcomes = self._forecast(desk.window, desk.seq.sampling.soft(desk.own), early)
             drafts = self._branching.branch(context, desk.window, outcomes, desk.noise)
-            desk.book = Book(desk.seq.lengths, outcomes, drafts)
+            desk.book = Book.of(desk.seq.lengths, outcomes, drafts)
 
-    def _answer(self, desk: Desk, hit_B: Tensor) -> Window:
+    def _answer(self, desk: Desk, hit_B: Tensor, branches: int) -> Window:
         """The window; the desk is clear for the next round."""
         faults = tuple(self._trace.faults.elements())
         self._trace.faults.clear()
-        branches = 0 if desk.book is None else len(desk.book.drafts.base)
         window = Window(desk.generation, desk.round, desk.window, hit_B, branches, tuple(desk.spans), faults)
         desk.settled, desk.round, desk.own, desk.book, desk.spans = desk.round, desk.round + 1, None, None, []
         return window

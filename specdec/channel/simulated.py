@@ -67,11 +67,11 @@ class SimulatedLink:
         """The worker takes it when it is there and the worker is done with what it could do before."""
         self._worker.ahead()
         sent = self._target.now
+        if isinstance(message, Early):
+            self._target.spend(self._costs.early)  # its layers go on when this has arrived, as the law has it
+        self._drafter.wait(self._target.now)
         if isinstance(message, Outcome):
-            self._drafter.wait(sent)
             self._drafter.spend(self._costs.final)
-        else:
-            self._drafter.wait(sent + (self._costs.early / 1e3 if isinstance(message, Early) else 0.0))
         message = replace(moved(message, self._worker.device), sent=sent, arrived=self._drafter.now)
         self._worker.hear(message)
         answer = self._worker.handle(message)

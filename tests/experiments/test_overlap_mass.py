@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from families import LAYERS, llama, plain_greedy, plain_logits, random_prompt
 
 import specdec
 from drafters import EarlyExitDrafter
+from experiments.omega import KAPPAS, Omega, lines
 from experiments.outcome_hits import Round, Witness, forecasts, summary
-from experiments.overlap_mass import KAPPAS, main, overlap
+from experiments.overlap_mass import main, overlap
 from experiments.replies import Text, replies, states
 from specdec.translator import Translator, save_translators
 from verifiers import FullVerifier
@@ -142,13 +144,78 @@ class TestHits:
                 "hit": 2 / 5,
                 "hit_given_rejection": 1 / 3,
                 "hit_by_accepted": {0: 1 / 2, 2: 0.0},
+                "coverage_by_position": {0: 1 / 2, 1: None, 2: 0.0, 3: None, 4: 1.0},
             }
         ]
+        assert said["outcomes_by_position"] == {0: 2, 1: 0, 2: 2, 3: 0, 4: 1}
         assert summary([])["rounds"] == 0
 
 
+class TestPositions:
+    @pytest.mark.parametrize("width", [1, 2])
+    def test_omega_is_of_the_places_that_the_reply_went_through(
+        self, module, exits: dict[int, Translator], width: int
+    ) -> None:
+        """The reply is known, so laws can be had of it anew, place by place and without any window."""
+        drafter, prompt = EarlyExitDrafter(3, length=3, width=width), PROMPTS[2]
+        witness = Witness(FullVerifier(module), drafter, forecasts(exits, [2], [4], top=4, weight=0.5))
+        trace = specdec.generate(witness, drafter, prompt, 24).trace
+        tokens = [*prompt, *plain_greedy(module, prompt, 24)]
+        assert set(witness.omega) == {"drafter", "exit 2 raw", "exit 2 trained"}
+        for source, map in (("exit 2 raw", None), ("exit 2 trained", exits[2])):
+            sums, places = by_position(module, tokens, len(prompt), trace.rounds[1:-1], map)
+            said = witness.omega[source].as_dict()
+            assert said["places"] == places and max(places) == 3
+            assert set(said["mass"][0]) == {1, 2, 4}, "an exit that names 4 tokens is asked for more"
+            for position, mass in said["mass"].items():
+                expected = {kappa: sums[position, kappa] / places[position] for kappa in mass}
+                assert mass == pytest.approx(expected, rel=1e-3)
+
+    def test_sums_by_hand(self) -> None:
+        omega, law = Omega(), torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.0, 1.0, 0.0, 0.0]])
+        omega.add(law, torch.tensor([[1, 0], [0, 1]]))
+        omega.add(law[:1], torch.tensor([[2, 3]]))
+        assert omega.as_dict() == {
+            "places": {0: 2, 1: 1},
+            "mass": {0: {1: (0.25 + 0.125) / 2, 2: (0.75 + 0.25) / 2}, 1: {1: 0.0, 2: 1.0}},
+        }
+
+    def test_the_text(self) -> None:
+        name = ("drafter", 8)
+        rounds = [Round(2, 0, {name: True}), Round(2, 0, {name: False}), Round(2, 2, {name: True})]
+        omega = {
+            "drafter": {"places": {0: 3, 1: 1, 2: 1}, "mass": {0: {8: 0.5, 16: 1.0}, 1: {8: 1.0}, 2: {8: 0.25}}}
+        }
+        told = lines({"drafter_layer": 3, "length": 2, **summary(rounds), "omega": omega})
+        assert [line.split("  ")[0] if index == 0 else line.split() for index, line in enumerate(told)] == [
+            "first 3 layers draft 2 tokens, 3 outcomes, by position:",
+            ["0", "1", "bonus"],
+            ["outcomes", "2", "0", "1"],
+            ["Ω_8,", "drafter", "0.50", "1.00", "0.25"],
+            ["coverage,", "drafter,", "8", "branches", "0.50", "–", "1.00"],
+        ]
+
+
+@torch.no_grad()
+def by_position(module, tokens: list[int], start: int, rounds, map: Translator | None):
+    """Sums of mass by position and kappa, and counts of places, over the rounds of a reply."""
+    final_SV = plain_logits(module, tokens).softmax(-1)
+    answer = module(torch.tensor([tokens]), use_cache=False, output_hidden_states=True)
+    state_SX = answer.hidden_states[2][0]
+    exit_SV = module.lm_head(module.model.norm(state_SX if map is None else map(state_SX)))
+    sums, places, last = defaultdict(float), defaultdict(int), start  # prefill has committed one token
+    for entry in rounds:
+        for position in range(entry.accepted + 1):
+            places[position] += 1
+            order = exit_SV[last + position].argsort(descending=True).tolist()
+            for kappa in KAPPAS:
+                sums[position, kappa] += sum(final_SV[last + position, token].item() for token in order[:kappa])
+        last += entry.committed
+    return sums, dict(sorted(places.items()))
+
+
 def test_the_command_writes_figures_and_a_picture(
-    tiny_model_dir: Path, tmp_path: Path, exits: dict[int, Translator]
+    tiny_model_dir: Path, tmp_path: Path, exits: dict[int, Translator], capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts, file, out = tmp_path / "prompts.jsonl", tmp_path / "exits.safetensors", tmp_path / "found.json"
     prompts.write_text('{"prompt": "one two three"}\n{"prompt": "the cat sat"}\n')
@@ -162,6 +229,11 @@ def test_the_command_writes_figures_and_a_picture(
     assert [hits["drafter_layer"] for hits in found["hits"]] == [2, 3]
     arms = {arm["forecast"] for arm in found["hits"][0]["arms"]}
     assert "exit 2 trained + drafter" in arms and "exit 3 raw" in arms and "exit 3 trained" not in arms
+    assert set(found["hits"][0]["omega"]) == {"drafter", "exit 2 raw", "exit 2 trained", "exit 3 raw"}
+    assert list(found["hits"][0]["outcomes_by_position"]) == ["0", "1", "2", "3", "4"]
+    told = capsys.readouterr().out
+    assert told.count("bonus") == 2 and "Ω_4, exit 2 trained" in told and "Ω_8, drafter" in told
+    assert "coverage, exit 3 raw + drafter, 8 branches" in told
     assert found["exits"]["target"] == "tiny"
     for picture in ("found.png", "found_hits.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from experiments.ahead import Ahead
 from experiments.arms import Decoding
 from experiments.mismatches import Mismatch
 from experiments.report import Report, law, rule, statement
 from experiments.summary import Accepted, ArmSummary, Depth, Part
 from specdec import Coupled, Ratio, Sampling, Typical
+from specdec.overlap import Hits
 
 SHARES = {"target": 0.914, "drafter": 0.05, "host": 0.036}
 PLAIN = ArmSummary(
@@ -36,6 +38,7 @@ PLAIN = ArmSummary(
     categories={"mt_bench": Part(3, 36.0, 1.0), "math_reasoning": Part(3, 37.0, 1.0)},
     faults={},
 )
+AHEAD = Ahead(0.75, {0: Hits(3, 2), 2: Hits(1, 1)}, 0.4, 1.0, 2.25, 3.5, 1.25, 5.0, 4.25, 0.25)
 POSITIONS = tuple(Depth(i, 40, 40, 20, share) for i, share in enumerate((1.0, 0.5, 0.333, None, 0.9), start=1))
 GREEDY = Decoding(64, Sampling(), Ratio())
 
@@ -119,6 +122,30 @@ class TestTable:
         text = shown(arm("x", 2, 1.5, 3), arm("y", 0.5, 0.4, 0.6))
         line = next(line for line in text.splitlines() if line.startswith("math_reasoning (3)"))
         assert line.split()[2:] == ["2.00×", "0.50×"]
+
+    def test_drafting_ahead(self) -> None:
+        mirror = arm("mirror", 2, 1.5, 3, ahead=AHEAD)
+        text = shown(mirror, arm("x", 2, 1.5, 3), replace(mirror, arm="ssd", ahead=replace(AHEAD, hidden=None)))
+        lines = text.splitlines()
+        start = next(i for i, line in enumerate(lines) if line.startswith("drafting ahead"))
+        assert lines[start].split() == ["drafting", "ahead", "mirror", "ssd"]
+        rows = [line.split("  ") for line in lines[start + 2 : start + 12]]
+        assert [[cell.strip() for cell in row if cell.strip()] for row in rows] == [
+            ["hit rate, %", "75", "75"],
+            ["at accepted length 0, 1, …", "67 – 100", "67 – 100"],
+            ["hidden share, %", "40", "–"],
+            ["exposed, ms/round", "1.00", "1.00"],
+            ["target idle, ms/round", "2.25", "2.25"],
+            ["drafter idle, ms/round", "3.50", "3.50"],
+            ["rendezvous, ms/round", "1.25", "1.25"],
+            ["branches prepared/round", "5.00", "5.00"],
+            ["branches wasted/round", "4.25", "4.25"],
+            ["fallback, % of rounds", "25", "25"],
+        ]
+        assert "neither is" in text
+
+    def test_in_turns_nothing_is_said_of_drafting_ahead(self) -> None:
+        assert "ahead" not in shown(arm("x", 2, 1.5, 3))
 
     def test_a_lossy_rule_is_in_the_title(self) -> None:
         lossy = Decoding(64, Sampling(temperature=1), Typical())

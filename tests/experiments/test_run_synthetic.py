@@ -116,7 +116,14 @@ def test_virtual_time_is_computed_and_said_so(pair: Any) -> None:
     assert list(arms) == ["plain", "synthetic/tiny"]
     assert arms["plain"]["tokens_per_second"] == pytest.approx(1e3 / 5.04)
     assert again.summary["arms"] == arms
-    assert slow.summary["arms"]["synthetic/tiny"]["speedup"] < arms["synthetic/tiny"]["speedup"]
+    late = slow.summary["arms"]["synthetic/tiny"]
+    assert late["speedup"] < arms["synthetic/tiny"]["speedup"]
+    # A longer way of the early message is the rendezvous', not the target's work.
+    told, early = arms["synthetic/tiny"]["ahead"], OmegaConf.load(done.folder / "config.yaml").channel.costs.early
+    assert arms["plain"]["ahead"] is None and "drafting ahead" in done.out
+    assert late["ahead"]["target_idle_ms"] - told["target_idle_ms"] == pytest.approx(3 - early, abs=0.05)
+    assert told["rendezvous_ms"] == pytest.approx(told["target_idle_ms"] - told["exposed_ms"])
+    assert set(told["hits"]["0"]) == {"outcomes", "prepared"} and 0 <= told["fallback"] <= 1
 
 
 def test_virtual_time_in_turns(pair: Any) -> None:

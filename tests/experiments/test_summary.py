@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from experiments.ahead import Ahead
 from experiments.journal import Entry
 from experiments.summary import DEFINITIONS, ArmSummary, summarise
 from specdec import Metrics, Trace
-from specdec.trace import Round, Span
+from specdec.overlap import Hits, Overlap
+from specdec.trace import Handover, Round, Span
 
 
 def metrics(seconds: float, *rounds: tuple[int, int, int], faults: int = 0, **lanes: float) -> dict[str, Any]:
@@ -41,13 +43,35 @@ ENTRIES = [
     entry("a", "qa", 1, "fast", metrics(1, (2, 0, 1), target=0.5, drafter=0.25), 9, 9),
     entry("b", "rag", 0, "fast", metrics(0.5, (3, 3, 4), (1, 1, 1), target=0.25, drafter=0.125, faults=1)),
 ]
-ARMS = {"plain": True, "fast": True, "loose": False}
+ARMS = {"plain": True, "fast": True, "loose": False, "ahead": True}
 LOOSE = [entry(e.id, e.category, e.turn, "loose", e.metrics) for e in ENTRIES if e.arm == "plain"]
+
+
+def ahead(*hits: bool) -> dict[str, Any]:
+    """A verification of 4 ms every 6; the drafter is at work in the last 2 ms of each, and in the ms behind.
+
+    Windows of 2 have 0 and 1 tokens accepted in turns, and each has 5 outcomes prepared.
+    """
+    count = len(hits) + 2  # prefill before, and behind a window with which the row ends
+    spans = [Span("target", 6 * i / 1e3, (6 * i + 4) / 1e3) for i in range(count)]
+    spans += [Span("drafter.branch", (6 * i + 2) / 1e3, (6 * i + 5) / 1e3, i) for i in range(count)]
+    rounds = [Round(0, 2, 2, i % 2, i % 2 + 1) for i in range(len(hits))]
+    trace = Trace(spans=spans, rounds=[Round(0, 0, 0, 0, 1), *rounds, Round(0, 2, 2, 0, 1)], end=count * 6 / 1e3)
+    trace.handovers = [Handover((True,), 99), *(Handover((hit,), 5) for hit in hits)]
+    return Metrics.of(trace).as_dict()
+
+
+AHEAD = [
+    entry("a", "qa", 0, "ahead", ahead(True, True, False)),
+    entry("a", "qa", 1, "ahead", ahead(True)),
+    entry("b", "rag", 0, "ahead", {**ahead(), "overlap": None}),  # as where prefill was all
+]
+ALL = [*ENTRIES, *LOOSE, *AHEAD]
 
 
 @pytest.fixture
 def arms() -> dict[str, ArmSummary]:
-    return {summary.arm: summary for summary in summarise([*ENTRIES, *LOOSE], ARMS)}
+    return {summary.arm: summary for summary in summarise(ALL, ARMS)}
 
 
 def test_speed(arms: dict[str, ArmSummary]) -> None:
@@ -107,11 +131,31 @@ def test_of_a_draft_model_only_its_forwards_count() -> None:
     assert shares == pytest.approx({"target": 0.5, "drafter": 0.3, "host": 0.2})
 
 
+def test_drafting_ahead_is_pooled_over_replies(arms: dict[str, ArmSummary]) -> None:
+    """Decoding rounds: 4 and 2, in which the drafter works 3 ms each, 1 of them while the target does not."""
+    found = arms["ahead"].ahead
+    assert found is not None and all(arms[name].ahead is None for name in ("plain", "fast", "loose"))
+    assert found.hits == {0: Hits(3, 2), 1: Hits(1, 1)}
+    assert found.rates() == [2 / 3, 1]
+    assert (found.hit_rate, found.fallback) == (3 / 4, 1 / 4)
+    assert (found.branches, found.wasted) == (5, 5 - 3 / 4)
+    assert found.exposed_ms == pytest.approx(1) and found.target_idle_ms == pytest.approx(2)
+    assert found.rendezvous_ms == pytest.approx(1) and found.drafter_idle_ms == pytest.approx(3)
+    assert found.hidden == pytest.approx(2 / 3)
+
+
+def test_a_length_that_did_not_occur_has_no_rate() -> None:
+    found = Ahead.measured(Overlap(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {2: Hits(4, 1)}))
+    assert found.rates() == [None, None, 0.25]
+    assert (found.exposed_ms, found.branches, found.hidden) == (None, None, None)
+
+
 def test_identical(arms: dict[str, ArmSummary]) -> None:
     assert {name: arm.identical for name, arm in arms.items()} == {
         "plain": (3, 3),
         "fast": (2, 3),
         "loose": None,
+        "ahead": (0, 3),
     }
 
 
@@ -132,12 +176,14 @@ def test_replies_of_one_token_have_no_decoding_round() -> None:
 
 
 def test_survives_the_way_through_a_file(arms: dict[str, ArmSummary]) -> None:
-    stored = [Entry(**json.loads(json.dumps(vars(e)))) for e in [*ENTRIES, *LOOSE]]
+    stored = [Entry(**json.loads(json.dumps(vars(e)))) for e in ALL]
     assert {summary.arm: summary for summary in summarise(stored, ARMS)} == arms
 
 
 def test_every_figure_that_is_no_count_is_defined(arms: dict[str, ArmSummary]) -> None:
     counts = {"arm", "prompts", "replies", "new_tokens", "seconds", "drafted_tokens", "categories", "faults"}
     names = arms["fast"].as_dict()
+    assert names.pop("ahead") is None and arms["ahead"].ahead is not None
     names |= {f"accepted.{name}": value for name, value in names.pop("accepted").items()}
+    names |= {f"ahead.{name}": value for name, value in arms["ahead"].as_dict()["ahead"].items()}
     assert names.keys() - counts == DEFINITIONS.keys()

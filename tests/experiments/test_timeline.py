@@ -175,6 +175,16 @@ def test_the_study_saves_the_trace_of_a_mirror_arm(tmp_path: Path, monkeypatch: 
     arms: list[dict[str, Any]] = json.loads(Path("pipeline.json").read_text())["arms"]
     assert [arm["schedule"] for arm in arms] == ["plain", "serial", "PEARL", "SSD", "Mirror E=1"]
     assert list(read(Path("trace.json"))) == ["Mirror E=1"]
+    # A window has two tokens and three places: as many branches, the tokens of the window not among them.
+    told = {arm["schedule"]: arm for arm in arms}
+    for name, branches in {"PEARL": 1, "SSD": 3, "Mirror E=1": 3}.items():
+        assert told[name]["branches"] <= branches * told[name]["handovers"], name
+        hits = told[name]["hits"].values()
+        assert sum(one["prepared"] for one in hits) == told[name]["branches"] - told[name]["wasted"]
+        missed = sum(one["outcomes"] - one["prepared"] for one in hits)
+        assert told[name]["fallback"] == missed / told[name]["handovers"]
+    assert told["SSD"]["branches"] > 2 * told["PEARL"]["branches"]
+    assert told["serial"]["hits"] == {} and "fallback" not in told["serial"]
     assert {"target", "target.exit", "drafter.branch", "link.early"} <= {event.lane for event in events}
     main(["trace.json", "--rounds", "1:3"])
     assert imread("timeline.png").shape[:2] == (720, 1890)

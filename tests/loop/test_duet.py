@@ -5,6 +5,8 @@ Without a GPU a recording is a list of tensor operations, and all is done when i
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from families import FAMILIES
@@ -72,6 +74,19 @@ def test_drafts_that_were_prepared_are_used():
         # A perfect drafter's own guesses always hit, and so do all tokens that there are.
         assert Overlap.of(result.trace).hit_rate == 1
         assert result.metrics.mean_accepted_tokens > 4
+
+
+def test_padding_and_rows_that_have_ended_are_no_outcomes():
+    model = FAMILIES["llama"]()
+    verifier, drafter = replaying(model, []), ModelDrafter(FAMILIES["llama"](), length=3)
+    stop = specdec.generate(FullVerifier(model), NgramDrafter(), ROWS[0], 25).row(1)[8]
+    for _ in range(2):  # the second generation plays what the first has recorded
+        trace = specdec.generate(verifier, drafter, ROWS[0], 25, forecast=DraftTopK(1), stop=stop).trace
+        # Of one token per place only that behind the window is no token of the window: one per row that goes on.
+        rounds = Counter(entry.row for entry in trace.rounds)
+        assert len(set(rounds.values())) > 1, "all rows end together: the test shows nothing"
+        going = [sum(count > index for count in rounds.values()) for index in range(len(trace.handovers))]
+        assert [handover.branches for handover in trace.handovers] == going
 
 
 def test_another_prompt_and_another_forecast_cost_no_token(tiny_llama):

@@ -76,7 +76,7 @@ def test_the_likeliest_outcomes_are_prepared_and_a_refused_token_is_none():
 def book():
     nodes, tokens = torch.tensor([[-1, 0, 1], [-1, -1, -2]]), torch.tensor([[5, 5, 6], [5, 7, 0]])
     drafts = Draft.chain(torch.arange(12).reshape(6, 2), torch.arange(6), torch.full((6,), 2))
-    return Book(torch.tensor([10, 20]), Hypotheses(nodes, tokens), drafts)
+    return Book.of(torch.tensor([10, 20]), Hypotheses(nodes, tokens), drafts)
 
 
 def test_a_book_gives_the_draft_of_what_came_true_and_no_other():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -78,15 +80,26 @@ def test_a_perfect_drafter_is_always_prepared(tiny_target, forecast):
     overlap = Overlap.of(result.trace)
     assert overlap.hit_rate == 1 and result.metrics.hit_rate == 1
     assert result.metrics.mean_accepted_tokens == 3
-    assert overlap.branches >= len(result.trace.handovers)
+    assert overlap.fallbacks == 0 < overlap.handovers <= overlap.branches
 
 
 def test_every_prepared_outcome_is_counted(tiny_target):
     result = specdec.generate(
         FullVerifier(tiny_target), ModelDrafter(tiny_target, length=2), ROWS[:2], 19, forecast=DraftTopK(2)
     )
-    # Two rows, two tokens at every place: one place behind the prompt, three in a window of two.
-    assert [handover.branches for handover in result.trace.handovers[:3]] == [2 * 2, 2 * 2 * 3, 2 * 2 * 3]
+    # Two rows, two tokens behind the prompt. In a window of two the likelier one is its own token at two places,
+    # which leaves one at each of them and two behind the window.
+    assert [handover.branches for handover in result.trace.handovers[:3]] == [2 * 2, 2 * 4, 2 * 4]
+
+
+def test_padding_and_rows_that_have_ended_are_no_outcomes(tiny_target, tiny_draft):
+    drafter = ModelDrafter(tiny_draft, length=3)
+    result = specdec.generate(FullVerifier(tiny_target), drafter, ROWS, 24, forecast=DraftTopK(1))
+    # Of one token per place only that behind the window is no token of the window: one per row that goes on.
+    rounds = Counter(entry.row for entry in result.trace.rounds)
+    assert len(set(rounds.values())) > 1, "all rows end together: the test shows nothing"
+    going = [sum(count > index for count in rounds.values()) for index in range(len(result.trace.handovers))]
+    assert [handover.branches for handover in result.trace.handovers] == going
 
 
 @pytest.mark.parametrize("forecast", FORECASTS, ids=name_of)

@@ -12,6 +12,8 @@ from drafters import ModelDrafter
 from specdec.channel import Inline, Process, Thread
 from specdec.exit import Exit
 from specdec.forecast import DraftTopK, EarlyExitTopK
+from specdec.metrics import Metrics
+from specdec.overlap import Overlap
 from verifiers import FullVerifier
 
 ROWS = [[1, 2, 3, 1, 2]]
@@ -60,6 +62,19 @@ def test_every_message_and_what_it_led_to(tiny_target, tiny_draft, channel):
             assert early[index].end <= branch[index].start <= branch[index].end <= settle[index].start
     hits = [all(handover.hit) for handover in trace.handovers]
     assert all(hits[index] for index in answered - set(fresh)), "neither prepared nor drafted"
+
+
+def test_in_one_thread_nothing_is_hidden(tiny_target, tiny_draft):
+    """The drafter works inside the target's forward, or between two of them: at no time do both work."""
+    for forecast in (DraftTopK(2), EarlyExitTopK(Exit(2, 4))):
+        trace = traced(tiny_target, tiny_draft, Inline(), forecast)
+        overlap = Overlap.of(trace)
+        assert overlap.drafter > 0 and overlap.hidden == pytest.approx(0, abs=1e-9)
+        assert overlap.target + overlap.drafter + overlap.rendezvous == pytest.approx(overlap.seconds)
+        forwards, hints = trace.seconds("target"), [span for span in trace.spans if span.lane == "target.hint"]
+        assert bool(hints) == (forecast.exit is not None)
+        waited = sum(span.seconds for span in hints)
+        assert Metrics.of(trace).target_seconds == pytest.approx(forwards - waited)
 
 
 def test_the_host_plays_every_verification(tiny_target, tiny_draft, channel):
