@@ -20,8 +20,9 @@ from specdec.guard import Guarded
 from specdec.loop import directly, propose
 from specdec.messages import Outcome
 from specdec.noise import Noise
-from specdec.protocols import BranchingDrafter, Forecast
+from specdec.protocols import Forecast
 from specdec.report import BEFORE, COMMITTED, ENDED, NODE, TOKENS
+from specdec.rows import followed
 from specdec.runtime.huggingface import Network
 from specdec.runtime.mail import Mail
 from specdec.runtime.streams import Side
@@ -29,7 +30,6 @@ from specdec.sequences import Sequences
 from specdec.trace import Span, Trace
 from specdec.turn import Turn
 from specdec.types import Draft
-from specdec.worker import followed
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Settled:
     facts: Tensor
 
 
-def look(seq: Sequences, window: Draft, drafter: BranchingDrafter) -> Tensor:
+def look(seq: Sequences, window: Draft, drafter: Guarded) -> Tensor:
     """The drafter's own law over a window."""
     return drafter.look(seq.context(), window)
 
@@ -59,7 +59,7 @@ def prepare(
     early_BMX: Tensor | None,
     outlet: Network,
     forecast: Forecast,
-    drafter: BranchingDrafter,
+    drafter: Guarded,
     noise: Noise,
 ) -> Book:
     """Drafts for the outcomes that a forecast makes likely; the early exit's states are read out here."""
@@ -171,7 +171,7 @@ class Duet:
         if not self._branches:
             return
         with self._caring(), self._trace.span("drafter.look", self._round):
-            self._own = self._play(look, self._seq, self._window, self._drafter)
+            self._own = self._play(look, self._seq, self._window, self._guarded)
         if self._forecast.exit is None:
             self._prepare(None)
 
@@ -187,7 +187,7 @@ class Duet:
                 early_BMX,
                 self._outlet,
                 self._forecast,
-                self._drafter,
+                self._guarded,
                 self._noise,
             )
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from specdec import tree
+from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
-from specdec.protocols import Drafter, Verifier
+from specdec.protocols import BranchingDrafter, Drafter, Verifier
 from specdec.report import FAULTS
 from specdec.runtime import CachedModel
 from specdec.runtime.replay import Replay
@@ -67,13 +68,30 @@ class Guarded:
     def draft(self, context: Context, noise: Noise) -> Draft:
         try:
             draft = self._drafter.draft(context, noise)
-            check_shapes(draft, context, self._vocabulary)
+            check_shapes(draft, len(context.lengths), context.lengths.device, self._vocabulary)
             return draft if context.static else trimmed(draft, context.room)
         except Exception as error:  # whatever a drafter raises, the committed tokens must survive
             if self._replay is not None and self._replay.recording:
                 raise
             self.failed(error)
             return Draft.empty(context.lengths)
+
+    def look(self, context: Context, window: Draft) -> Tensor:
+        """See ``BranchingDrafter``. Raises what the drafter raises, and ValueError for another shape."""
+        own_BMV = cast(BranchingDrafter, self._drafter).look(context, window)
+        shape = (len(context.lengths), window.size + 1, self._vocabulary)
+        if own_BMV.shape != shape or not own_BMV.is_floating_point():
+            raise ValueError(
+                f"look must give floats of shape {shape}, not {tuple(own_BMV.shape)}, {own_BMV.dtype}"
+            )
+        return own_BMV
+
+    def branch(self, context: Context, window: Draft, outcomes: Hypotheses, noise: Noise) -> Draft:
+        """See ``BranchingDrafter``. Raises what the drafter raises, and ValueError for another shape."""
+        drafts = cast(BranchingDrafter, self._drafter).branch(context, window, outcomes, noise)
+        rows = len(context.lengths) * outcomes.size
+        check_shapes(drafts, rows, context.lengths.device, self._vocabulary)
+        return drafts
 
     def failed(self, error: Exception) -> None:
         """Count an error of the drafter; the cache of its model may have holes now."""
@@ -109,20 +127,18 @@ def admit(draft: Draft, lengths_B: Tensor, room_B: Tensor, vocabulary: int) -> t
     return admitted, torch.stack([*faults, false_B], 1)
 
 
-def check_shapes(draft: Draft, context: Context, vocabulary: int) -> None:
+def check_shapes(draft: Draft, rows: int, device: torch.device, vocabulary: int) -> None:
     """Raises ValueError if the tensors of a draft do not fit together, or are of a wrong type or device."""
-    shape = (len(context.lengths), draft.tokens.shape[-1])
+    shape = (rows, *draft.tokens.shape[-1:])
     if draft.tokens.shape != shape or draft.parents.shape != shape or draft.base.shape != shape[:1]:
         raise ValueError(f"tokens and parents of a draft must have shape {shape}, base {shape[:1]}")
     parts = (draft.tokens, draft.parents, draft.base)
-    if any(part.dtype != torch.int64 or part.device != context.lengths.device for part in parts):
-        raise ValueError(f"tokens, parents and base of a draft must be int64, on {context.lengths.device}")
+    if any(part.dtype != torch.int64 or part.device != device for part in parts):
+        raise ValueError(f"tokens, parents and base of a draft must be int64, on {device}")
     if draft.fanout is not None and draft.fanout < 1:
         raise ValueError(f"fanout of a draft must be at least 1, or None, not {draft.fanout}")
-    if draft.laws is not None and not (
-        draft.laws.is_floating_point() and draft.laws.device == draft.tokens.device
-    ):
-        raise ValueError(f"laws of a draft must be of a floating-point type, on {draft.tokens.device}")
+    if draft.laws is not None and not (draft.laws.is_floating_point() and draft.laws.device == device):
+        raise ValueError(f"laws of a draft must be of a floating-point type, on {device}")
     if draft.laws is not None and draft.laws.shape != (*shape, vocabulary):
         raise ValueError(f"laws of a draft must have shape {(*shape, vocabulary)}, not {tuple(draft.laws.shape)}")
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from specdec.exit import Glimpse
+from specdec.guard import check_shapes
 from specdec.messages import Early, Message, Opening, Outcome, Ready, Window, moved
 from specdec.report import NODE
 from specdec.sequences import Sequences
@@ -118,10 +119,15 @@ class Partner:
         except ConnectionError as error:
             self._lost(error)
             return None
-        if isinstance(window, Window):
-            return window
-        self._trace.fault("no draft in time")
-        return None
+        if not isinstance(window, Window):
+            self._trace.fault("no draft in time")
+            return None
+        try:
+            check_window(window, self._before, self._opening.vocab_size)
+        except ValueError as error:  # whatever the other side is made of, decoding goes on
+            self._trace.fault(f"gave a window that is none: {error}")
+            return None
+        return window
 
     def _receive(self, kind: type, patience: float | None) -> Message | None:
         """The next message of a kind that is for now; None after ``patience`` seconds."""
@@ -162,6 +168,13 @@ class Partner:
         if self._link.revive():
             self._gone, self._in_step, self._known = False, False, seq.lengths
             self._send(replace(self._opening, round=self._round + 1, tokens=seq.tokens, lengths=seq.lengths))
+
+
+def check_window(window: Window, lengths_B: Tensor, vocabulary: int) -> None:
+    """Raises ValueError unless a window fits the rows, of whatever lengths."""
+    check_shapes(window.draft, len(lengths_B), lengths_B.device, vocabulary)
+    if window.hit.shape != lengths_B.shape or window.hit.dtype != torch.bool:
+        raise ValueError(f"hit must be bool {tuple(lengths_B.shape)}, not {window.hit.dtype} {window.hit.shape}")
 
 
 def behind(seq: Sequences, known_B: Tensor) -> Tensor:

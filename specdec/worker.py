@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -18,8 +18,9 @@ from specdec.book import Book, either
 from specdec.guard import Guarded
 from specdec.hypotheses import Candidates
 from specdec.messages import Early, Message, Opening, Outcome, Ready, Window, journey
-from specdec.noise import Noise, Still
+from specdec.noise import Noise
 from specdec.protocols import Drafter, Forecast, Verifier
+from specdec.rows import followed, noise_of, rows_of
 from specdec.runtime import CachedModel
 from specdec.sequences import Sequences
 from specdec.trace import Clock, Span, Trace
@@ -133,7 +134,7 @@ class DraftWorker:
         if desk is None or desk.own is not None or not hasattr(self._drafter, "branch"):
             return
         with self._caring(desk, "look"):
-            desk.own = self._branching.look(desk.seq.context(), desk.window)
+            desk.own = self._guarded.look(desk.seq.context(), desk.window)
         if self._forecast.exit is None:
             self._prepare(desk, None)
 
@@ -175,7 +176,7 @@ class DraftWorker:
         context = desk.seq.context()
         with self._caring(desk, "branch"):
             outcomes = self._forecast(desk.window, desk.own, early)
-            drafts = self._branching.branch(context, desk.window, outcomes, desk.noise)
+            drafts = self._guarded.branch(context, desk.window, outcomes, desk.noise)
             desk.book = Book(desk.seq.lengths, outcomes, drafts)
 
     def _answer(self, desk: Desk, hit_B: Tensor) -> Window:
@@ -186,10 +187,6 @@ class DraftWorker:
         window = Window(desk.generation, desk.round, desk.window, hit_B, branches, tuple(desk.spans), faults)
         desk.settled, desk.round, desk.own, desk.book, desk.spans = desk.round, desk.round + 1, None, None, []
         return window
-
-    @property
-    def _branching(self) -> Any:
-        return self._drafter
 
     @contextmanager
     def _spanning(self, desk: Desk, what: str) -> Iterator[None]:
@@ -215,36 +212,3 @@ def overtaken(messages: list[Message]) -> list[Message]:
     last = ends[-1] if ends else 0
     opening = max((index for index in ends if isinstance(messages[index], Opening)), default=last)
     return [message for index, message in enumerate(messages) if index >= last or index == opening]
-
-
-def rows_of(opening: Opening, device: torch.device) -> Sequences:
-    """The rows as the drafter keeps them."""
-    lengths_B = opening.lengths.to(device)
-    return Sequences(
-        tokens=opening.tokens.to(device),
-        lengths=lengths_B,
-        prompts=opening.prompts.to(device),
-        limits=opening.limits.to(device),
-        ended=torch.zeros_like(lengths_B, dtype=torch.bool),
-        stop=lengths_B[:0],
-        sampling=opening.sampling,
-    )
-
-
-def noise_of(opening: Opening, device: torch.device) -> Noise:
-    """The noise of the generation, the same numbers as the target's side has."""
-    if opening.sampling.greedy:
-        return Still()
-    rows, slots = opening.tokens.shape
-    return Noise(opening.seed, torch.arange(rows, device=device), slots + 1, opening.coupled)
-
-
-def followed(seq: Sequences, outcome: Outcome) -> Sequences:
-    """The rows after an outcome."""
-    index_J = torch.arange(outcome.tokens.shape[1], device=seq.lengths.device)
-    where_BJ = outcome.since[:, None] + index_J
-    new_BJ = where_BJ < outcome.lengths[:, None]
-    # Slots that commit nothing rewrite the row's first token by itself.
-    tokens_BJ = torch.where(new_BJ, outcome.tokens, seq.tokens[:, :1])
-    tokens_BS = seq.tokens.scatter(1, torch.where(new_BJ, where_BJ, 0), tokens_BJ)
-    return replace(seq, tokens=tokens_BS, lengths=outcome.lengths, ended=outcome.ended)

@@ -5,6 +5,8 @@ Without a GPU a recording is a list of tensor operations, and all is done when i
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from families import FAMILIES
@@ -12,7 +14,7 @@ from test_replay import DRAFTERS, ROWS, RULES, replaying
 
 import specdec
 from drafters import ModelDrafter, NgramDrafter
-from specdec import Sampling
+from specdec import Ratio, Sampling
 from specdec.exit import Exit
 from specdec.forecast import AllAccepted, Blend, DraftTopK, EarlyExitTopK
 from specdec.overlap import Overlap
@@ -90,6 +92,28 @@ def test_a_drafter_that_raises_costs_its_drafts_only(tiny_llama, part):
         replaying(tiny_llama, []), Failing(tiny_llama, length=3), [1, 2], 40, forecast=DraftTopK(1)
     )
     assert result.row() == expected.row()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda drafts: replace(drafts, laws=drafts.laws[..., :-3]),
+        lambda drafts: replace(drafts, tokens=drafts.tokens[:1]),
+        lambda drafts: None,
+    ],
+)
+def test_malformed_branches_cost_the_prepared_drafts_only(tiny_llama, spoil):
+    class Spoiled(ModelDrafter):
+        def branch(self, *arguments):
+            return spoil(super().branch(*arguments))
+
+    options = {"max_new_tokens": 20, "sampling": Sampling(temperature=1.0), "acceptance": Ratio()}
+    expected = specdec.generate(FullVerifier(tiny_llama), ModelDrafter(tiny_llama, length=3), [1, 2], **options)
+    result = specdec.generate(
+        replaying(tiny_llama, []), Spoiled(tiny_llama, length=3), [1, 2], forecast=DraftTopK(2), **options
+    )
+    assert result.row() == expected.row()
+    assert result.metrics.faults and not result.metrics.hit_rate
 
 
 def test_the_trace_holds_every_hand_over(tiny_llama):
