@@ -98,7 +98,7 @@ class Pair:
                     self._heard.put(arriving(decode(content)))
                 except ValueError as error:  # what it was about is settled without it
                     log.warning("%s", error)
-        except RuntimeError as error:
+        except Exception as error:  # whatever ends it, who waits for a message must learn so
             self._end = short(error)
         finally:
             self._heard.put(None)
@@ -114,4 +114,4 @@ class Pair:
 def short(error: Exception) -> str:
     """The first sentence of an error of gloo, without the place in its source."""
     message = str(error)
-    return (message.partition("] ")[2] or message).split(". ")[0]
+    return (message.partition("] ")[2] or message).split(". ")[0] or type(error).__name__
