@@ -5,6 +5,7 @@ B rows, N nodes, V target vocabulary.
 
 from __future__ import annotations
 
+import logging
 from inspect import unwrap
 from typing import Any, cast
 
@@ -21,6 +22,8 @@ from specdec.runtime.replay import Replay
 from specdec.sequences import Sequences
 from specdec.trace import Trace
 from specdec.types import Context, Draft, Tap
+
+log = logging.getLogger(__name__)
 
 # How far a law's sum may be from 1: a float32 softmax over a large vocabulary stays within 1e-5.
 TOLERANCE = 1e-4
@@ -64,6 +67,17 @@ class Guarded:
             self._drafter.begin(target, seq)
         except torch.OutOfMemoryError as error:  # of reading the prompt; any other error is a mistake to be seen
             self._trace.fault(f"raised {type(error).__name__}: {error}", error=error)
+
+    def refusal(self, target: Verifier, seq: Sequences) -> str:
+        """Begin; why the drafter cannot, empty where it can."""
+        try:
+            self.begin(target, seq)
+        except ValueError as error:
+            return str(error)
+        except Exception as error:  # where it works there is nobody to see it
+            log.warning("", exc_info=error)
+            return f"the drafter cannot begin: {type(error).__name__}: {error}"
+        return ""
 
     def draft(self, context: Context, noise: Noise) -> Draft:
         try:

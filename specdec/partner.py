@@ -5,6 +5,7 @@ B rows, J tokens that the drafter does not have yet.
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from typing import Protocol
@@ -43,6 +44,13 @@ class Link(Protocol):
         ...
 
 
+def check_seconds(name: str, seconds: float) -> float:
+    """A time to wait. Raises ValueError unless it is above 0, and so short that one can wait for it."""
+    if not 0 < seconds <= threading.TIMEOUT_MAX:  # neither is NaN
+        raise ValueError(f"{name} must be above 0 seconds and not without end, not {seconds}")
+    return seconds
+
+
 class Partner:
     """Talks to a drafter's side for the loop. Whatever goes wrong there costs rounds without a draft.
 
@@ -52,16 +60,15 @@ class Partner:
         patience: seconds to wait for a draft before a round goes without.
 
     Raises:
-        ValueError: a patience that is not above 0.
+        ValueError: no such patience, see ``check_seconds``.
     """
 
     def __init__(self, link: Link, trace: Trace, patience: float = 1.0) -> None:
-        if patience <= 0:
-            raise ValueError(f"patience must be above 0 seconds, not {patience}")
-        self._link, self._trace, self._patience = link, trace, patience
+        self._link, self._trace, self._patience = link, trace, check_seconds("patience", patience)
         self._gone = False
         # Whether it answered last time. Who is behind is not waited for, else every round would take so long.
         self._in_step = True
+        self._owed: set[int] = set()  # rounds that went without their window
 
     def open(self, opening: Opening, device: torch.device) -> None:
         """Begin a generation. Raises ValueError if the drafter does not fit the target."""
@@ -92,6 +99,8 @@ class Partner:
                 self._send(self._outcome(seq, turn.report[:, NODE]))
         with self._trace.span("host.wait", self._round):
             window = None if self._gone else self._window()
+        if window is None:
+            self._owed.add(self._round)
         self._round, self._before = self._round + 1, seq.lengths
         if window is None:
             self._trace.handover([False] * len(seq.lengths))
@@ -150,6 +159,10 @@ class Partner:
             return kind is Ready
         # Who answers the round before has caught up, and is waited for again.
         self._in_step |= message.round >= self._round - 1
+        if message.round in self._owed:  # too late to be verified, but what it tells has happened
+            self._owed.remove(message.round)
+            self._trace.faults.update(message.faults)
+            self._trace.late(message.round, message.branches, aligned(message))
         return kind is Window and message.round == self._round
 
     def _send(self, message: Message) -> None:

@@ -118,10 +118,9 @@ class DraftWorker:
         """Read the rows. A drafter that does not fit says why."""
         seq = rows_of(opening, self._device)
         target = self._target or Absent(opening.vocab_size, self._device)
-        try:
-            self._guarded.begin(cast(Verifier, target), seq)
-        except ValueError as error:
-            return Ready(opening.generation, str(error))
+        refusal = self._guarded.refusal(cast(Verifier, target), seq)
+        if refusal:
+            return Ready(opening.generation, refusal)
         self._desk = Desk(
             opening.generation, opening.round, seq, noise_of(opening, self._device), Draft.empty(seq.lengths)
         )
@@ -142,7 +141,12 @@ class DraftWorker:
     def early(self, message: Early) -> None:
         """Prepare for what the target's early exit makes likely."""
         desk = self._desk
-        if desk is not None and (message.generation, message.round) == (desk.generation, desk.round):
+        if desk is None or (message.generation, message.round) != (desk.generation, desk.round):
+            return
+        if message.size == 0 < desk.window.size:  # the window was lost, and the target goes on without
+            desk.window, desk.own = Draft.empty(desk.seq.lengths), None
+            self.ahead()
+        if message.size == desk.window.size:
             self._prepare(desk, message.candidates)
 
     @torch.inference_mode()

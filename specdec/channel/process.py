@@ -19,7 +19,7 @@ from torch import distributed
 from specdec.channel.pair import TARGET, Pair
 from specdec.channel.serve import ARRIVALS, PREFACE, Assembly
 from specdec.messages import Closing, Message
-from specdec.partner import Link
+from specdec.partner import Link, check_seconds
 from specdec.protocols import Drafter, Forecast, Verifier
 from specdec.trace import Clock
 
@@ -38,11 +38,16 @@ class Process:
         address: "host:port" at which a drafter is awaited that somebody else starts (``specdec.channel.serve``),
             on this machine or another; None starts one here.
         meeting: seconds to wait for the drafter to come.
+
+    Raises:
+        ValueError: seconds that are not above 0, or without end.
     """
 
     costs = None
 
     def __init__(self, patience: float = 1.0, address: str | None = None, meeting: float = 120.0) -> None:
+        check_seconds("patience", patience)
+        check_seconds("meeting", meeting)
         self.patience, self._address, self._meeting = patience, address, meeting
         self._held: tuple[object, object, object] | None = None
         self._link: ProcessLink | None = None

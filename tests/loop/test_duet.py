@@ -116,6 +116,15 @@ def test_malformed_branches_cost_the_prepared_drafts_only(tiny_llama, spoil):
     assert result.metrics.faults and not result.metrics.hit_rate
 
 
+def test_a_mistake_when_decoding_begins_is_said_as_on_any_channel(tiny_llama):
+    class Mistaken(ModelDrafter):
+        def begin(self, target, seq):
+            raise TypeError("no such argument")
+
+    with pytest.raises(ValueError, match="cannot begin: TypeError: no such argument"):
+        specdec.generate(replaying(tiny_llama, []), Mistaken(tiny_llama), [1], 8, forecast=DraftTopK(1))
+
+
 def test_the_trace_holds_every_hand_over(tiny_llama):
     trace = specdec.generate(
         replaying(tiny_llama, []), ModelDrafter(tiny_llama, length=3), [1, 2], 40, forecast=DraftTopK(2)
