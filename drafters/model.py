@@ -62,6 +62,11 @@ class ModelDrafter:
         """Most nodes of a draft."""
         return self.shape.size
 
+    @property
+    def fanout(self) -> int:
+        """Most children of a node."""
+        return self.shape.width
+
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """Forget the last generation. Raises ValueError where the vocabularies or the devices differ."""
         check_vocabulary(self, target)
