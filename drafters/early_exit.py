@@ -50,6 +50,11 @@ class EarlyExitDrafter:
         """Most nodes of a draft."""
         return self.shape.size
 
+    @property
+    def fanout(self) -> int:
+        """Most children of a node."""
+        return self.shape.width
+
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """Take a view of the target's first layers. Raises ValueError where it has none within reach."""
         if target.model is None:

@@ -68,6 +68,11 @@ class ModelDrafter:
         """Most nodes of a draft."""
         return self.shape.size
 
+    @property
+    def fanout(self) -> int:
+        """Most children of a node."""
+        return self.shape.width
+
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """Forget the last generation. Raises ValueError where the vocabularies or the devices differ."""
         check_vocabulary(self, target)
@@ -140,7 +145,7 @@ class Shape:
         return (self.length - 1) % self.streams.tokens_per_step + 2 if self.width == 1 else self.length + 1
 
     def draft(self, model: CachedModel, context: Context, noise: Noise, vocabulary: int) -> Draft:
-        """Draft with a model, no deeper than the rows have room for."""
+        """Draft with a model, no deeper than the rows have room for unless nodes are chosen: see ``_length``."""
         length = self._length(context.depth)
         if length < 1:
             return Draft.empty(context.lengths)
@@ -182,7 +187,15 @@ class Shape:
         return self._grown(model, roots, noise, length, vocabulary)
 
     def _length(self, depth: int | None) -> int:
-        return self.length if depth is None else min(self.length, depth)
+        """Levels to draft where no more than ``depth`` can be committed; None where nobody knows.
+
+        Which nodes survive a choice depends on all levels, and an outcome's room is known only once it is true: a
+        tree that is pruned grows whole, so that every side chooses alike. The loop cuts what is too deep.
+        """
+        pruned = self.width > 1 and self.nodes is not None
+        if depth is None or (pruned and depth > 0):
+            return self.length
+        return min(self.length, depth)
 
     def _grown(self, model: CachedModel, roots: Roots, noise: Noise, length: int, vocabulary: int) -> Draft:
         if self.width == 1:

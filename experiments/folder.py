@@ -58,7 +58,8 @@ class Folder:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write readable JSON whole or not at all."""
+    """Write readable JSON whole or not at all; a folder that is missing is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp")
     scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     scratch.replace(path)

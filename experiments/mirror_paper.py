@@ -91,13 +91,21 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", choices=PUBLISHED, default=list(PUBLISHED))
-    parser.add_argument("--agreement", type=float, help="of the drafter; else fitted to vanilla SD, task by task")
+    parser.add_argument("--agreement", type=share, help="of the drafter; else fitted to vanilla SD, task by task")
     parser.add_argument("--tokens-per-step", type=float, default=2.8, help="of the streaming drafter")
     parser.add_argument("--branches", nargs="+", choices=("flat", "measured"), default=["flat", "measured"])
-    parser.add_argument("--spoiled", nargs="+", type=float, default=[0.0, 0.3], help="share of wrong exits")
+    parser.add_argument("--spoiled", nargs="+", type=share, default=[0.0, 0.3], help="share of wrong exits")
     parser.add_argument("--new-tokens", type=int, default=512, help="512 are the pair's whole vocabulary")
     parser.add_argument("--out", type=Path, default=Path("mirror.json"))
     return parser.parse_args(arguments)
+
+
+def share(text: str) -> float:
+    """A part of all. Raises ValueError unless it is from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError(f"a share must be from 0 to 1, not {text}")
+    return value
 
 
 def schedules(setting: Setting, tokens_per_step: float) -> Iterator[tuple[str, Costs, Forecast | None]]:

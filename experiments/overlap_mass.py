@@ -23,14 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drafters import EarlyExitDrafter
 from experiments import data
 from experiments.folder import write_json
 from experiments.omega import KAPPAS, lines
-from experiments.outcome_hits import hits_of
+from experiments.outcome_hits import forecasts, hits_of
 from experiments.overlap_plot import save_curves, save_hits
 from experiments.prompt import Prompt
 from experiments.provenance import PROJECT, device_name, dtype_name, revision
 from experiments.replies import Text, ids_of, replies, states
+from specdec.exit import Exit
 from specdec.runtime import CachedModel
 from specdec.translator import Translator, facts, translators
 from verifiers import FullVerifier
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prompts = [ids_of(prompt, verifier) for prompt in prompts_of(options)]
     exits = translators(options.trained) if options.trained else {}
     depth = verifier.model.network.depth
-    depths = range(1, depth) if options.depths == ["all"] else [int(layer) for layer in options.depths]
+    depths = checked(options, verifier.model, exits)
     texts = replies(verifier, prompts, options.new_tokens, options.rows)
     curves = overlap(verifier.model, texts, depths, exits)
     found: dict[str, Any] = {
@@ -126,6 +128,21 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--runtime", default="auto")
     parser.add_argument("--out", type=Path, default=Path("overlap_mass.json"), help="pictures lie beside it")
     return parser.parse_args(arguments)
+
+
+def checked(options: argparse.Namespace, model: CachedModel, exits: Mapping[int, Translator]) -> Sequence[int]:
+    """The depths of curves. Raises ValueError for what else would fail once the replies are there."""
+    if options.drafters:
+        arms = forecasts(exits, options.exits, options.budgets, options.top, options.weight)
+        for exit in (forecast.exit for forecast in arms.values()):
+            if exit is not None:
+                exit.of(model)
+    for layer in options.drafters:
+        EarlyExitDrafter(layer, options.length)
+        model.early_exit(layer)
+    if options.depths == ["all"]:
+        return range(1, model.network.depth)
+    return [Exit(int(layer), 1).of(model) for layer in options.depths]
 
 
 def prompts_of(options: argparse.Namespace) -> list[Prompt]:

@@ -128,7 +128,9 @@ def together(
     with current(verifier.device), trace.running({}):
         theirs = moved(seq, side.drafter)
         with side(), trace.span("drafter"):  # a model reads the prompt
-            guarded.begin(cast(Verifier, target), theirs)
+            refusal = guarded.refusal(cast(Verifier, target), theirs)
+        if refusal:
+            raise ValueError(refusal)
         verifier.begin(seq, exit=forecast.exit)
         outlet = verifier.model.network.outlet(side.drafter)
         duet = Duet(drafter, guarded, outlet, forecast, side, trace)

@@ -22,8 +22,9 @@ from specdec.hypotheses import Candidates, Hypotheses
 from specdec.loop import directly, propose
 from specdec.messages import Outcome
 from specdec.noise import Noise
-from specdec.protocols import BranchingDrafter, Forecast
+from specdec.protocols import Forecast
 from specdec.report import BEFORE, COMMITTED, ENDED, NODE, TOKENS
+from specdec.rows import followed
 from specdec.runtime.huggingface import Network
 from specdec.runtime.mail import Mail
 from specdec.runtime.streams import Side
@@ -31,7 +32,6 @@ from specdec.sequences import Sequences
 from specdec.trace import Span, Trace
 from specdec.turn import Turn
 from specdec.types import Draft
-from specdec.worker import followed
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Settled:
     facts: Tensor
 
 
-def look(seq: Sequences, window: Draft, drafter: BranchingDrafter) -> Tensor:
+def look(seq: Sequences, window: Draft, drafter: Guarded) -> Tensor:
     """The drafter's own logits over a window."""
     return drafter.look(seq.context(), window)
 
@@ -66,7 +66,7 @@ def foresee(
     return forecast(window, None if own_BMV is None else seq.sampling.soft(own_BMV), early)
 
 
-def prepare(seq: Sequences, window: Draft, outcomes: Hypotheses, drafter: BranchingDrafter, noise: Noise) -> Book:
+def prepare(seq: Sequences, window: Draft, outcomes: Hypotheses, drafter: Guarded, noise: Noise) -> Book:
     """Drafts for outcomes."""
     return Book.of(seq.lengths, outcomes, drafter.branch(seq.context(), window, outcomes, noise))
 
@@ -181,7 +181,7 @@ class Duet:
         self._book: Book | None = None
         if self._prepares:
             with self._caring(), self._trace.span("drafter.look", round):
-                self._own = self._play(look, self._seq, self._window, self._drafter)
+                self._own = self._play(look, self._seq, self._window, self._guarded)
 
     def _prepare(self, early_BMX: Tensor | None) -> None:
         if self._own is None:
@@ -189,7 +189,7 @@ class Duet:
         with self._caring():
             outcomes = self._foreseen(early_BMX)
             with self._trace.span("drafter.branch", self._round):
-                self._book = self._play(prepare, self._seq, self._window, outcomes, self._drafter, self._noise)
+                self._book = self._play(prepare, self._seq, self._window, outcomes, self._guarded, self._noise)
 
     def _foreseen(self, early_BMX: Tensor | None) -> Hypotheses:
         """Read the early exit out as soon as it is passed, beside what the drafter has to read; forecast."""

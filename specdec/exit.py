@@ -40,7 +40,8 @@ class Exit:
             ``specdec.translator``.
 
     Raises:
-        ValueError: ``top`` below 1, or a trained exit without its layer or beside a translator.
+        ValueError: a layer or ``top`` that is no whole number, ``top`` below 1, or a trained exit without its
+            layer or beside a translator.
     """
 
     layer: int | None = None
@@ -49,6 +50,8 @@ class Exit:
     trained: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layer, int | None) or not isinstance(self.top, int):
+            raise ValueError(f"layer and top must be whole numbers, not {self.layer} and {self.top}")
         if self.top < 1:
             raise ValueError(f"an early exit must name at least 1 token per position, not {self.top}")
         if self.trained is not None and (self.layer is None or self.translator is not None):

@@ -5,6 +5,7 @@ B rows, N nodes, V target vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from inspect import unwrap
 from typing import Any, cast
@@ -13,14 +14,17 @@ import torch
 from torch import Tensor
 
 from specdec import tree
+from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
-from specdec.protocols import Drafter, Verifier
+from specdec.protocols import BranchingDrafter, Drafter, Verifier
 from specdec.report import FAULTS
 from specdec.runtime import CachedModel
 from specdec.runtime.replay import Replay
 from specdec.sequences import Sequences
 from specdec.trace import Trace
 from specdec.types import Context, Draft, Tap
+
+log = logging.getLogger(__name__)
 
 # How far a law's sum may be from 1: a float32 softmax over a large vocabulary stays within 1e-5.
 TOLERANCE = 1e-4
@@ -65,6 +69,17 @@ class Guarded:
         except torch.OutOfMemoryError as error:  # of reading the prompt; any other error is a mistake to be seen
             self._trace.fault(f"raised {type(error).__name__}: {error}", error=error)
 
+    def refusal(self, target: Verifier, seq: Sequences) -> str:
+        """Begin; why the drafter cannot, empty where it can."""
+        try:
+            self.begin(target, seq)
+        except ValueError as error:
+            return str(error)
+        except Exception as error:  # where it works there is nobody to see it
+            log.warning("", exc_info=error)
+            return f"the drafter cannot begin: {type(error).__name__}: {error}"
+        return ""
+
     def draft(self, context: Context, noise: Noise) -> Draft:
         return self._kept(context, lambda: self._drafter.draft(context, noise))
 
@@ -75,13 +90,30 @@ class Guarded:
     def _kept(self, context: Context, make: Callable[[], Draft]) -> Draft:
         try:
             draft = make()
-            check_shapes(draft, context, self._vocabulary)
+            check_shapes(draft, len(context.lengths), context.lengths.device, self._vocabulary)
             return draft if context.static else trimmed(draft, context.room)
         except Exception as error:  # whatever a drafter raises, the committed tokens must survive
             if self._replay is not None and self._replay.recording:
                 raise
             self.failed(error)
             return Draft.empty(context.lengths)
+
+    def look(self, context: Context, window: Draft) -> Tensor:
+        """See ``BranchingDrafter``. Raises what the drafter raises, and ValueError for another shape."""
+        own_BMV = cast(BranchingDrafter, self._drafter).look(context, window)
+        shape = (len(context.lengths), window.size + 1, self._vocabulary)
+        if own_BMV.shape != shape or not own_BMV.is_floating_point():
+            raise ValueError(
+                f"look must give floats of shape {shape}, not {tuple(own_BMV.shape)}, {own_BMV.dtype}"
+            )
+        return own_BMV
+
+    def branch(self, context: Context, window: Draft, outcomes: Hypotheses, noise: Noise) -> Draft:
+        """See ``BranchingDrafter``. Raises what the drafter raises, and ValueError for another shape."""
+        drafts = cast(BranchingDrafter, self._drafter).branch(context, window, outcomes, noise)
+        rows = len(context.lengths) * outcomes.size
+        check_shapes(drafts, rows, context.lengths.device, self._vocabulary)
+        return drafts
 
     def failed(self, error: Exception) -> None:
         """Count an error of the drafter; the cache of its model may have holes now."""
@@ -117,20 +149,18 @@ def admit(draft: Draft, lengths_B: Tensor, room_B: Tensor, vocabulary: int) -> t
     return admitted, torch.stack([*faults, false_B], 1)
 
 
-def check_shapes(draft: Draft, context: Context, vocabulary: int) -> None:
+def check_shapes(draft: Draft, rows: int, device: torch.device, vocabulary: int) -> None:
     """Raises ValueError if the tensors of a draft do not fit together, or are of a wrong type or device."""
-    shape = (len(context.lengths), draft.tokens.shape[-1])
+    shape = (rows, *draft.tokens.shape[-1:])
     if draft.tokens.shape != shape or draft.parents.shape != shape or draft.base.shape != shape[:1]:
         raise ValueError(f"tokens and parents of a draft must have shape {shape}, base {shape[:1]}")
     parts = (draft.tokens, draft.parents, draft.base)
-    if any(part.dtype != torch.int64 or part.device != context.lengths.device for part in parts):
-        raise ValueError(f"tokens, parents and base of a draft must be int64, on {context.lengths.device}")
+    if any(part.dtype != torch.int64 or part.device != device for part in parts):
+        raise ValueError(f"tokens, parents and base of a draft must be int64, on {device}")
     if draft.fanout is not None and draft.fanout < 1:
         raise ValueError(f"fanout of a draft must be at least 1, or None, not {draft.fanout}")
-    if draft.laws is not None and not (
-        draft.laws.is_floating_point() and draft.laws.device == draft.tokens.device
-    ):
-        raise ValueError(f"laws of a draft must be of a floating-point type, on {draft.tokens.device}")
+    if draft.laws is not None and not (draft.laws.is_floating_point() and draft.laws.device == device):
+        raise ValueError(f"laws of a draft must be of a floating-point type, on {device}")
     if draft.laws is not None and draft.laws.shape != (*shape, vocabulary):
         raise ValueError(f"laws of a draft must have shape {(*shape, vocabulary)}, not {tuple(draft.laws.shape)}")
 

@@ -76,6 +76,11 @@ class Early(Dated):
     round: int
     candidates: Candidates
 
+    @property
+    def size(self) -> int:
+        """Nodes of the window that it is about: the drafter's last one, or none where that was lost."""
+        return self.candidates.window.shape[1]
+
 
 @dataclass(frozen=True)
 class Outcome(Dated):

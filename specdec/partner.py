@@ -5,6 +5,7 @@ B rows, J tokens that the drafter does not have yet.
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from typing import Protocol
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from specdec.exit import Glimpse
+from specdec.guard import check_shapes
 from specdec.messages import Early, Message, Opening, Outcome, Ready, Window, moved
 from specdec.report import NODE
 from specdec.sequences import Sequences
@@ -42,6 +44,13 @@ class Link(Protocol):
         ...
 
 
+def check_seconds(name: str, seconds: float) -> float:
+    """A time to wait. Raises ValueError unless it is above 0, and so short that one can wait for it."""
+    if not 0 < seconds <= threading.TIMEOUT_MAX:  # neither is NaN
+        raise ValueError(f"{name} must be above 0 seconds and not without end, not {seconds}")
+    return seconds
+
+
 class Partner:
     """Talks to a drafter's side for the loop. Whatever goes wrong there costs rounds without a draft.
 
@@ -51,16 +60,15 @@ class Partner:
         patience: seconds to wait for a draft before a round goes without.
 
     Raises:
-        ValueError: a patience that is not above 0.
+        ValueError: no such patience, see ``check_seconds``.
     """
 
     def __init__(self, link: Link, trace: Trace, patience: float = 1.0) -> None:
-        if patience <= 0:
-            raise ValueError(f"patience must be above 0 seconds, not {patience}")
-        self._link, self._trace, self._patience = link, trace, patience
+        self._link, self._trace, self._patience = link, trace, check_seconds("patience", patience)
         self._gone = False
         # Whether it answered last time. Who is behind is not waited for, else every round would take so long.
         self._in_step = True
+        self._owed: set[int] = set()  # rounds that went without their window
 
     def open(self, opening: Opening, device: torch.device) -> None:
         """Begin a generation. Raises ValueError if the drafter does not fit the target."""
@@ -93,6 +101,8 @@ class Partner:
                 self._send(self._outcome(seq, turn.report[:, NODE]))
         with self._trace.span("host.wait", self._round):
             window = None if self._gone else self._window()
+        if window is None:
+            self._owed.add(self._round)
         self._round, self._before = self._round + 1, seq.lengths
         if window is None:
             self._trace.handover([False] * len(seq.lengths))
@@ -120,10 +130,15 @@ class Partner:
         except ConnectionError as error:
             self._lost(error)
             return None
-        if isinstance(window, Window):
-            return window
-        self._trace.fault("no draft in time")
-        return None
+        if not isinstance(window, Window):
+            self._trace.fault("no draft in time")
+            return None
+        try:
+            check_window(window, self._before, self._opening.vocab_size)
+        except ValueError as error:  # whatever the other side is made of, decoding goes on
+            self._trace.fault(f"gave a window that is none: {error}")
+            return None
+        return window
 
     def _receive(self, kind: type, patience: float | None) -> Message | None:
         """The next message of a kind that is for now; None after ``patience`` seconds."""
@@ -146,6 +161,10 @@ class Partner:
             return kind is Ready
         # Who answers the round before has caught up, and is waited for again.
         self._in_step |= message.round >= self._round - 1
+        if message.round in self._owed:  # too late to be verified, but what it tells has happened
+            self._owed.remove(message.round)
+            self._trace.faults.update(message.faults)
+            self._trace.late(message.round, message.branches, aligned(message))
         return kind is Window and message.round == self._round
 
     def _send(self, message: Message) -> None:
@@ -164,6 +183,13 @@ class Partner:
         if self._link.revive():
             self._gone, self._in_step, self._known = False, False, seq.lengths
             self._send(replace(self._opening, round=self._round + 1, tokens=seq.tokens, lengths=seq.lengths))
+
+
+def check_window(window: Window, lengths_B: Tensor, vocabulary: int) -> None:
+    """Raises ValueError unless a window fits the rows, of whatever lengths."""
+    check_shapes(window.draft, len(lengths_B), lengths_B.device, vocabulary)
+    if window.hit.shape != lengths_B.shape or window.hit.dtype != torch.bool:
+        raise ValueError(f"hit must be bool {tuple(lengths_B.shape)}, not {window.hit.dtype} {window.hit.shape}")
 
 
 def behind(seq: Sequences, known_B: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -130,6 +130,11 @@ class Trace:
     def handover(self, hit: list[bool], branches: int = 0, spans: tuple[Span, ...] = ()) -> None:
         """Record how the last round's outcome met a drafter that worked ahead: see ``Handover``."""
         self.handovers.append(Handover(tuple(hit), branches))
+        self.spans += spans
+
+    def late(self, round: int, branches: int, spans: tuple[Span, ...]) -> None:
+        """Record what a drafter did for a hand-over that went without it."""
+        self.handovers[round] = replace(self.handovers[round], branches=branches)
         self.spans += spans
 
     def instant(self, lane: str, round: int | None = None) -> None:

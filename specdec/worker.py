@@ -18,8 +18,9 @@ from specdec.book import Book, counted, either
 from specdec.guard import Guarded
 from specdec.hypotheses import Candidates
 from specdec.messages import Early, Message, Opening, Outcome, Ready, Window, journey
-from specdec.noise import Noise, Still
+from specdec.noise import Noise
 from specdec.protocols import Drafter, Forecast, Verifier
+from specdec.rows import followed, noise_of, rows_of
 from specdec.runtime import CachedModel
 from specdec.sequences import Sequences
 from specdec.trace import Clock, Span, Trace
@@ -117,10 +118,9 @@ class DraftWorker:
         """Read the rows. A drafter that does not fit says why."""
         seq = rows_of(opening, self._device)
         target = replace(self._target or Absent(0, self._device), vocab_size=opening.vocab_size)
-        try:
-            self._guarded.begin(cast(Verifier, target), seq)
-        except ValueError as error:
-            return Ready(opening.generation, str(error))
+        refusal = self._guarded.refusal(cast(Verifier, target), seq)
+        if refusal:
+            return Ready(opening.generation, refusal)
         self._desk = Desk(
             opening.generation, opening.round, seq, noise_of(opening, self._device), Draft.empty(seq.lengths)
         )
@@ -133,7 +133,7 @@ class DraftWorker:
         if desk is None or desk.own is not None or not hasattr(self._drafter, "branch"):
             return
         with self._caring(desk, "look"):
-            desk.own = self._branching.look(desk.seq.context(), desk.window)
+            desk.own = self._guarded.look(desk.seq.context(), desk.window)
         if self._forecast.exit is None:
             self._prepare(desk, None)
 
@@ -141,7 +141,12 @@ class DraftWorker:
     def early(self, message: Early) -> None:
         """Prepare for what the target's early exit makes likely."""
         desk = self._desk
-        if desk is not None and (message.generation, message.round) == (desk.generation, desk.round):
+        if desk is None or (message.generation, message.round) != (desk.generation, desk.round):
+            return
+        if message.size == 0 < desk.window.size:  # the window was lost, and the target goes on without
+            desk.window, desk.own = Draft.empty(desk.seq.lengths), None
+            self.ahead()
+        if message.size == desk.window.size:
             self._prepare(desk, message.candidates)
 
     @torch.inference_mode()
@@ -176,7 +181,7 @@ class DraftWorker:
         context = desk.seq.context()
         with self._caring(desk, "branch"):
             outcomes = self._forecast(desk.window, desk.seq.sampling.soft(desk.own), early)
-            drafts = self._branching.branch(context, desk.window, outcomes, desk.noise)
+            drafts = self._guarded.branch(context, desk.window, outcomes, desk.noise)
             desk.book = Book.of(desk.seq.lengths, outcomes, drafts)
 
     def _answer(self, desk: Desk, hit_B: Tensor, branches: int) -> Window:
@@ -186,10 +191,6 @@ class DraftWorker:
         window = Window(desk.generation, desk.round, desk.window, hit_B, branches, tuple(desk.spans), faults)
         desk.settled, desk.round, desk.own, desk.book, desk.spans = desk.round, desk.round + 1, None, None, []
         return window
-
-    @property
-    def _branching(self) -> Any:
-        return self._drafter
 
     @contextmanager
     def _spanning(self, desk: Desk, what: str) -> Iterator[None]:
@@ -215,36 +216,3 @@ def overtaken(messages: list[Message]) -> list[Message]:
     last = ends[-1] if ends else 0
     opening = max((index for index in ends if isinstance(messages[index], Opening)), default=last)
     return [message for index, message in enumerate(messages) if index >= last or index == opening]
-
-
-def rows_of(opening: Opening, device: torch.device) -> Sequences:
-    """The rows as the drafter keeps them."""
-    lengths_B = opening.lengths.to(device)
-    return Sequences(
-        tokens=opening.tokens.to(device),
-        lengths=lengths_B,
-        prompts=opening.prompts.to(device),
-        limits=opening.limits.to(device),
-        ended=torch.zeros_like(lengths_B, dtype=torch.bool),
-        stop=lengths_B[:0],
-        sampling=opening.sampling,
-    )
-
-
-def noise_of(opening: Opening, device: torch.device) -> Noise:
-    """The noise of the generation, the same numbers as the target's side has."""
-    if opening.sampling.greedy:
-        return Still()
-    rows, slots = opening.tokens.shape
-    return Noise(opening.seed, torch.arange(rows, device=device), slots + 1, opening.coupled)
-
-
-def followed(seq: Sequences, outcome: Outcome) -> Sequences:
-    """The rows after an outcome."""
-    index_J = torch.arange(outcome.tokens.shape[1], device=seq.lengths.device)
-    where_BJ = outcome.since[:, None] + index_J
-    new_BJ = where_BJ < outcome.lengths[:, None]
-    # Slots that commit nothing rewrite the row's first token by itself.
-    tokens_BJ = torch.where(new_BJ, outcome.tokens, seq.tokens[:, :1])
-    tokens_BS = seq.tokens.scatter(1, torch.where(new_BJ, where_BJ, 0), tokens_BJ)
-    return replace(seq, tokens=tokens_BS, lengths=outcome.lengths, ended=outcome.ended)

@@ -140,7 +140,7 @@ class Pair:
                 if isinstance(message, Closing):  # nothing follows, and who listens holds the connection
                     self._end = "it was closed"
                 self._heard.put(message)
-        except (RuntimeError, ConnectionError) as error:
+        except Exception as error:  # whatever ends it, who waits for a message must learn so
             self._end = short(error)
         finally:
             if self._lanes is not None:
@@ -189,4 +189,4 @@ def gloo(store: distributed.Store, rank: int, host: str) -> Any:
 def short(error: Exception) -> str:
     """The first sentence of an error of gloo, without the place in its source."""
     message = str(error)
-    return (message.partition("] ")[2] or message).split(". ")[0]
+    return (message.partition("] ")[2] or message).split(". ")[0] or type(error).__name__

@@ -19,7 +19,7 @@ from specdec.channel.nccl import check_backend, check_target
 from specdec.channel.pair import TARGET, Pair, Rendezvous
 from specdec.channel.serve import ARRIVALS, AWAITED, PREFACE, Assembly
 from specdec.messages import Closing, Message
-from specdec.partner import Link
+from specdec.partner import Link, check_seconds
 from specdec.protocols import Drafter, Forecast, Verifier
 from specdec.trace import Clock
 
@@ -41,7 +41,7 @@ class Process:
         backend: what carries the messages: "gloo", or "nccl" from GPU to GPU.
 
     Raises:
-        ValueError: NCCL cannot be had.
+        ValueError: NCCL cannot be had, or seconds that are not above 0, or without end.
     """
 
     costs = None
@@ -54,6 +54,8 @@ class Process:
         backend: str = "gloo",
     ) -> None:
         check_backend(backend)
+        check_seconds("patience", patience)
+        check_seconds("meeting", meeting)
         self.patience, self._address, self._meeting, self._backend = patience, address, meeting, backend
         self._held: tuple[object, object, object] | None = None
         self._link: ProcessLink | None = None

@@ -98,7 +98,10 @@ def check_measured(costs: Costs, drafter: Drafter, forecast: Forecast, vocabular
     one_B = torch.ones(1, dtype=torch.int64)
     window = Draft.chain(one_B.expand(1, drafter.size), one_B, drafter.size * one_B)
     costs.verify(window.size)
+    fanout = getattr(drafter, "fanout", 1)  # a step advances so many nodes of every branch
+    if window.size:
+        costs.draft(window.size, fanout)
     if hasattr(drafter, "branch"):
         own_BMV = torch.zeros(1, window.size + 1, vocabulary)
         early = None if forecast.exit is None else Candidates.top(own_BMV, window, forecast.exit.top)
-        costs.draft(window.size, forecast(window, own_BMV, early).size)
+        costs.draft(window.size, fanout * forecast(window, own_BMV, early).size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,14 @@ from queue import Empty, SimpleQueue
 
 from specdec.channel.sides import worker_for
 from specdec.messages import Closing, Message, arriving, leaving, moved
-from specdec.partner import Link
+from specdec.partner import Link, check_seconds
 from specdec.protocols import Drafter, Forecast, Verifier
 from specdec.trace import Clock
 from specdec.worker import DraftWorker
+
+log = logging.getLogger(__name__)
+
+LEAST = 1.0  # seconds to wait for the end: the next generation should find the drafter at rest
 
 
 @dataclass(frozen=True)
@@ -22,19 +27,25 @@ class Thread:
 
     Attributes:
         patience: seconds to wait for a draft before a round goes without.
+
+    Raises:
+        ValueError: a patience that is not above 0, or without end.
     """
 
     patience: float = 1.0
     costs = None
 
+    def __post_init__(self) -> None:
+        check_seconds("patience", self.patience)
+
     @contextmanager
     def link(self, drafter: Drafter, forecast: Forecast, verifier: Verifier, clock: Clock) -> Iterator[Link]:
-        """A connection for one generation; the thread ends with it."""
+        """A connection for one generation. The thread ends with it; one that is stuck is left to itself."""
         made = ThreadLink(worker_for(drafter, forecast, verifier, clock))
         try:
             yield made
         finally:
-            made.close()
+            made.close(self.patience)
 
 
 class ThreadLink:
@@ -71,10 +82,12 @@ class ThreadLink:
         self._thread.start()
         return True
 
-    def close(self) -> None:
-        """End the thread, once it has finished what it is doing."""
+    def close(self, patience: float) -> None:
+        """End the thread, once it has finished what it is doing; one that does not is left to itself."""
         self._asked.put(Closing())
-        self._thread.join()
+        self._thread.join(max(patience, LEAST))
+        if self._thread.is_alive():
+            log.warning("the drafter's thread is still at work: it is left behind, and ends when it is done")
 
     def _serve(self) -> None:
         asked, answers = self._asked, self._answers

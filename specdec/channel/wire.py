@@ -6,10 +6,10 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -23,6 +23,8 @@ KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (Opening, Ready, Early, Outcome, Window, Closing, Candidates, Draft, Sampling, Span)
 }
+
+HINTS = {kind: get_type_hints(kind) for kind in KINDS.values()}
 
 
 def encode(message: Message) -> bytes:
@@ -46,15 +48,16 @@ def decode(content: bytes) -> Message:
     try:
         size = struct.unpack("<Q", content[:8])[0]
         body = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["specdec"])
+        version, packed = body["version"], body["message"]
         tensors = load(content)
-    except (SafetensorError, struct.error, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever damage leads to
         raise ValueError(f"a message of {len(content)} bytes is damaged: {error}") from error
-    if body["version"] != VERSION:
-        raise ValueError(f"the other side speaks version {body['version']} of the messages, this one {VERSION}")
+    if version != VERSION:
+        raise ValueError(f"the other side speaks version {version} of the messages, this one {VERSION}")
     try:
-        message = unpack(body["message"], tensors)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"a message lacks a part or has an unknown one: {error}") from error
+        message = unpack(packed, tensors)
+    except Exception as error:  # a part may be missing, unknown, or anything at all
+        raise ValueError(f"a message has a part that is none: {error}") from error
     if not isinstance(message, Opening | Ready | Early | Outcome | Window | Closing):
         raise ValueError(f"a {type(message).__name__} is no message")
     return message
@@ -81,8 +84,22 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return value
     if "tensor" in value:
         return checked(tensors[str(value["tensor"])], value["shape"], value["type"])
-    content = {name: unpack(part, tensors) for name, part in value["content"].items()}
-    return KINDS[value["kind"]](**content)
+    kind, content = KINDS[value["kind"]], {name: unpack(part, tensors) for name, part in value["content"].items()}
+    for name, hint in HINTS[kind].items():
+        if name in content and not fits(content[name], hint):
+            raise ValueError(f"{name} of a {kind.__name__} is a {type(content[name]).__name__}")
+    return kind(**content)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a kind that a part of a message may have."""
+    if isinstance(hint, UnionType):
+        return any(fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(fits(part, get_args(hint)[0]) for part in value)
+    if hint in (int, float):  # JSON may write a whole number for a float; a truth value is neither
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 def checked(tensor: Tensor, shape: Sequence[int], dtype: str) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.folder import Folder, differences, flat
+from experiments.folder import Folder, differences, flat, write_json
 
 BASE: dict[str, Any] = {
     "target": "t",
@@ -82,6 +83,11 @@ def test_provenance_of_every_part_of_the_run(tmp_path: Path) -> None:
         folder.write_provenance({"number": number})
     assert OmegaConf.load(folder.provenance) == {"number": 0, "resumed": [{"number": 1}, {"number": 2}]}
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+    write_json(tmp_path / "some" / "where" / "found.json", {"found": 1})
+    assert json.loads((tmp_path / "some" / "where" / "found.json").read_text()) == {"found": 1}
 
 
 def test_lists_and_empty_mappings_count() -> None:

@@ -79,3 +79,12 @@ def test_a_schedule_that_changes_tokens_ends_the_study() -> None:
     options = mirror_paper.parsed(["--new-tokens", "12"])
     with pytest.raises(RuntimeError, match="SD\\+AR on qa differs from plain decoding"):
         mirror_paper.studied(verifier, "qa", mirror_paper.Setting(True, 0.0), options, [1, 2, 3])
+
+
+@pytest.mark.parametrize("wrong", [("--spoiled", "0.3", "1.5"), ("--spoiled", "nan"), ("--agreement", "-0.1")])
+def test_a_share_is_from_0_to_1(
+    tmp_path: Path, wrong: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(tmp_path, *wrong)
+    assert f"argument {wrong[0]}: invalid share value: '{wrong[-1]}'" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from families import LAYERS, llama, plain_greedy, plain_logits, random_prompt
 
 import specdec
 from drafters import EarlyExitDrafter
+from experiments import overlap_mass
 from experiments.omega import KAPPAS, Omega, lines
 from experiments.outcome_hits import Round, Witness, forecasts, summary
 from experiments.overlap_mass import main, overlap
@@ -237,3 +238,25 @@ def test_the_command_writes_figures_and_a_picture(
     assert found["exits"]["target"] == "tiny"
     for picture in ("found.png", "found_hits.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("--depths 0", "layer 1 to 3"),
+        ("--depths 2 4", "layer 1 to 3"),
+        ("--drafters 2 --exits 15", "layer 1 to 3"),
+        ("--drafters 5 --exits 2", "exit_layer must be from 1 to 3"),
+        ("--drafters 2 --exits 2 --length 0", "length must be at least 1"),
+        ("--drafters 2 --exits 2 --budgets 8 0", "branches must be at least 1"),
+        ("--drafters 2 --exits 2 --top 100000", "cannot name"),
+        ("--drafters 2 --exits 2 --weight 1.5", "weight must be from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_is_said_before_the_replies(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, told: str
+) -> None:
+    monkeypatch.setattr(overlap_mass, "replies", lambda *_: pytest.fail("it began"))
+    line = f"--target {tiny_model_dir} --dtype float32 --device cpu --out {tmp_path / 'found.json'} {wrong}"
+    with pytest.raises(ValueError, match=told):
+        main(line.split())

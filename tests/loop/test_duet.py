@@ -6,6 +6,7 @@ Without a GPU a recording is a list of tensor operations, and all is done when i
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from test_replay import DRAFTERS, ROWS, RULES, replaying
 
 import specdec
 from drafters import ModelDrafter, NgramDrafter
-from specdec import Sampling
+from specdec import Ratio, Sampling
 from specdec.exit import Exit
 from specdec.forecast import AllAccepted, Blend, DraftTopK, EarlyExitTopK
 from specdec.overlap import Overlap
@@ -132,6 +133,37 @@ def test_a_draft_that_cannot_be_recorded_is_made_directly(tiny_llama, caplog):
         result = specdec.generate(verifier, drafter, [1, 2], 40, forecast=WRONG)
         assert result.metrics.mean_accepted_tokens > 3 and not result.metrics.faults
     assert len(recorded) == 1 and "resume cannot be recorded" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda drafts: replace(drafts, laws=drafts.laws[..., :-3]),
+        lambda drafts: replace(drafts, tokens=drafts.tokens[:1]),
+        lambda drafts: None,
+    ],
+)
+def test_malformed_branches_cost_the_prepared_drafts_only(tiny_llama, spoil):
+    class Spoiled(ModelDrafter):
+        def branch(self, *arguments):
+            return spoil(super().branch(*arguments))
+
+    options = {"max_new_tokens": 20, "sampling": Sampling(temperature=1.0), "acceptance": Ratio()}
+    expected = specdec.generate(FullVerifier(tiny_llama), ModelDrafter(tiny_llama, length=3), [1, 2], **options)
+    result = specdec.generate(
+        replaying(tiny_llama, []), Spoiled(tiny_llama, length=3), [1, 2], forecast=DraftTopK(2), **options
+    )
+    assert result.row() == expected.row()
+    assert result.metrics.faults and not result.metrics.hit_rate
+
+
+def test_a_mistake_when_decoding_begins_is_said_as_on_any_channel(tiny_llama):
+    class Mistaken(ModelDrafter):
+        def begin(self, target, seq):
+            raise TypeError("no such argument")
+
+    with pytest.raises(ValueError, match="cannot begin: TypeError: no such argument"):
+        specdec.generate(replaying(tiny_llama, []), Mistaken(tiny_llama), [1], 8, forecast=DraftTopK(1))
 
 
 def test_the_trace_holds_every_hand_over(tiny_llama):

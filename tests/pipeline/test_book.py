@@ -138,3 +138,28 @@ def test_messages_arrive_as_they_were_sent_or_not_at_all(message, monkeypatch):
     monkeypatch.setattr(wire, "VERSION", wire.VERSION + 1)
     with pytest.raises(ValueError, match="version"):
         decode(content)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (b"torch.int64", b"torct.int64"),
+        (b"version", b"versiom"),
+        (b"message", b"messabe"),
+        (b"Window", b"Widnow"),
+        (b"Window", b"Sampli"),
+        (b"kind", b"kimd"),
+        (b"branches", b"brunches"),
+        (b'tensor\\": 0', b'tensor\\": 9'),
+        (b'branches\\": 4', b'branches\\":[]'),
+        (b'round\\": 3', b'round\\":{}'),
+        (b'[\\"x: y\\"]', b"[10,1,2,3]"),
+        (b"__metadata__", b"__metabata__"),
+        (b"{", b"["),
+    ],
+)
+def test_damage_of_any_kind_is_a_value_error(right, wrong):
+    content = encode(messages()[4])
+    assert right in content and len(right) == len(wrong)
+    with pytest.raises(ValueError, match=r"damaged|part that is none"):
+        decode(content.replace(right, wrong))

@@ -13,7 +13,8 @@ import torch
 import specdec
 from drafters import ModelDrafter, NgramDrafter, NullDrafter
 from specdec import Coupled, Sampling
-from specdec.channel import Process
+from specdec.channel import Process, pair
+from specdec.channel.wire import decode
 from specdec.exit import Exit
 from specdec.forecast import Blend, DraftTopK
 from verifiers import FullVerifier
@@ -86,6 +87,47 @@ def test_a_killed_drafter_comes_back_and_costs_no_token(tiny_target, channel):
     assert any("is gone" in fault for fault in result.metrics.faults)
     assert child_of(channel).pid != killed[0]
     assert any(any(handover.hit) for handover in result.trace.handovers), "it did not come back"
+
+
+class Spoiled:
+    """Decodes, but for one message that is damaged and one after which nothing works."""
+
+    def __init__(self, damaged, last):
+        self.calls, self.damaged, self.last = 0, damaged, last
+
+    def __call__(self, content):
+        self.calls += 1
+        if self.calls == self.last:
+            raise LookupError("no such memory")
+        if self.calls == self.damaged:
+            content = content.replace(b"torch.int64", b"torct.int64")
+        return decode(content)
+
+
+def test_a_damaged_message_costs_a_round_and_an_end_says_why(tiny_target, monkeypatch):
+    spoiled, channel = Spoiled(damaged=4, last=9), Process(patience=1.0)
+    monkeypatch.setattr(pair, "decode", spoiled)
+    verifier, pids = FullVerifier(tiny_target), []
+    expected = specdec.generate(verifier, NullDrafter(), [1, 2], 120)
+
+    def stream(_, tokens):
+        pids.append(child_of(channel).pid)
+        time.sleep(0.05 if len(set(pids)) < 2 else 0)  # the tokens must not run out before all has happened
+
+    result = specdec.generate(
+        verifier,
+        ModelDrafter(tiny_target, length=2),
+        [1, 2],
+        120,
+        forecast=DraftTopK(1),
+        channel=channel,
+        stream=stream,
+    )
+    channel.close()
+    assert torch.equal(result.tokens, expected.tokens)
+    assert spoiled.calls >= spoiled.last, "the channel ended with the damaged message"
+    assert any("is gone: no such memory" in fault for fault in result.metrics.faults)
+    assert len(set(pids)) > 1, "no other drafter was started"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the target failed"), KeyboardInterrupt()])

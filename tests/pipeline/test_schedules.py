@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 
 import pytest
 import torch
+from families import perturbed, random_prompt
 
 import specdec
 from drafters import EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter, SuffixDrafter
@@ -114,6 +116,21 @@ def test_end_tokens_and_limits_inside_windows(tiny_target, forecast):
         )
         assert torch.equal(result.tokens, expected.tokens)
         assert not result.metrics.faults
+
+
+@pytest.mark.parametrize("seed", [8, 30, 34, 38])  # there a tree of fewer levels would be another one
+def test_a_pruned_tree_is_the_same_near_the_limit(tiny_target, seed):
+    target = copy.deepcopy(tiny_target)
+    with torch.no_grad():
+        target.lm_head.weight.mul_(2)
+    verifier, drafter = FullVerifier(target), ModelDrafter(perturbed(target, 0.1), length=5, width=3, nodes=6)
+    rows = [random_prompt(length, seed + 1000 * row) for row, length in enumerate((4, 2, 6, 3))]
+    options = {"max_new_tokens": 7, "sampling": Sampling(temperature=1.0), "seed": seed}
+    expected = specdec.generate(verifier, drafter, rows, **options)
+    result = specdec.generate(verifier, drafter, rows, forecast=DraftTopK(8, None), **options)
+    assert torch.equal(result.tokens, expected.tokens)
+    assert result.trace.rounds == expected.trace.rounds
+    assert not result.metrics.faults
 
 
 @pytest.mark.parametrize("layer", [0, 4, -1])

@@ -202,6 +202,18 @@ def test_what_was_not_measured_is_said_at_once(target, drafter):
             run(target, drafter, forecast, replace(COSTS, target=Curve.flat("target", 5.0, 3)))
 
 
+def test_the_width_of_a_tree_is_part_of_what_must_be_measured(target):
+    def tree():
+        return ModelDrafter("synthetic/tiny", 3, 3, dtype="float32", device="cpu")
+
+    wide = replace(COSTS, target=Curve.flat("target", 5.0, 40))
+    with pytest.raises(ValueError, match="drafter was measured at widths 1 to 40 and is needed at 48"):
+        run(target, tree(), DraftTopK(2, branches=16), wide)
+    assert not run(target, tree(), DraftTopK(2, branches=13), wide, 12).metrics.faults
+    with pytest.raises(ValueError, match="drafter was measured at widths 1 to 2 and is needed at 3"):
+        run(target, tree(), AllAccepted(), replace(wide, drafter=Curve.flat("drafter", 1.0, 2)))
+
+
 @pytest.mark.parametrize("forecast", [None, DraftTopK(1)])
 def test_several_rows_have_no_price(target, drafter, forecast):
     with pytest.raises(ValueError, match="decode prompt after prompt"):

@@ -109,8 +109,7 @@ def _chunk(
     before began: that one waited too, before it let this one start.
     """
     b, h = tl.program_id(0) // H, tl.program_id(0) % H
-    c = tl.program_id(1)
-    turn = tl.program_id(2)
+    c, turn = tl.program_id(1), tl.program_id(2)
     first = turn * TOKENS
     if TREE:
         first = turn // TOKENS * TOKENS
