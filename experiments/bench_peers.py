@@ -98,17 +98,8 @@ class Economize:
     drafts: int
 
     def __call__(self, prompt: list[int]) -> Sample:
-        decoder, device, times = self.decoder, self.task.device, list[float]()
-        tokens_S = torch.tensor(prompt, device=device)
-
-        def note(_: Tensor) -> bool:
-            times.append(time.perf_counter())
-            return False
-
         with torch.no_grad():
-            start = now(device)
-            result = decoder.decode(tokens_S, self.task.new_tokens, stop=note)
-            seconds = now(device) - start
+            result, seconds, times = noted(self.decoder.decode, "stop", self.task, prompt)
         window = between(times, self.reads(result), PREFILL if self.drafts else 1)
         # A plain round is a token, however many of them are read at once.
         window = window if self.drafts else replace(window, rounds=window.tokens)
@@ -127,10 +118,54 @@ class Economize:
 
     def reads(self, result: Any) -> list[int]:
         """How many tokens each of the host's reads brought; the last of them may be more than were wanted."""
-        if self.drafts:  # the prompt's own token, then what was accepted and one more
-            return [1, *(accepted + 1 for _, accepted in result.acceptance)]
+        if self.drafts:
+            return rounds_of(result)
         size = self.decoder.config.sync_interval
         return [size] * -(-self.task.new_tokens // size)
+
+
+@dataclass(frozen=True, eq=False)
+class EconomizeAhead:
+    """economize's loop on two devices: SSD (arXiv 2603.03251), or in turns. Nothing of it is recorded.
+
+    Attributes:
+        task: its modules, the assistant on a device of its own.
+        mode: "async" or "sync".
+    """
+
+    task: Task
+    mode: str
+
+    def __call__(self, prompt: list[int]) -> Sample:
+        result, seconds, times = noted(self.decoder.generate, "stop_tokens", self.task, prompt)
+        return Sample(result.tokens.tolist(), seconds, between(times, rounds_of(result), PREFILL))
+
+    @cached_property
+    def decoder(self) -> Any:
+        """Both sides."""
+        part = import_module("economize.distributed.ssd")
+        config = part.SSDConfig(draft_length=self.task.length, mode=self.mode)
+        return part.AsyncSpeculativeDecoder(self.task.target, self.task.assistant, config)
+
+
+def noted(decode: Callable[..., Any], stop: str, task: Task, prompt: list[int]) -> tuple[Any, float, list[float]]:
+    """What economize made of a prompt, the seconds it took, and when the host had read each token; it asks the
+    condition of that name about each."""
+    times: list[float] = []
+
+    def note(_: Tensor) -> bool:
+        times.append(time.perf_counter())
+        return False
+
+    tokens_S = torch.tensor(prompt, device=task.device)
+    start = now(task.device)
+    result = decode(tokens_S, task.new_tokens, **{stop: note})
+    return result, now(task.device) - start, times
+
+
+def rounds_of(result: Any) -> list[int]:
+    """How many tokens each read brought: the prompt's own token, then what was accepted and one more."""
+    return [1, *(accepted + 1 for _, accepted in result.acceptance)]
 
 
 def runner(module: Any) -> Any:
@@ -232,6 +267,8 @@ WAYS: Mapping[str, Callable[[Task], Decode]] = {
     "assisted": lambda task: HuggingFace(task.target, task.new_tokens, assisted(task.assistant, task.length)),
     "economize-plain": lambda task: Economize(task, 0),
     "economize-draft": lambda task: Economize(task, task.length),
+    "economize-sync": lambda task: EconomizeAhead(task, "sync"),
+    "economize-async": lambda task: EconomizeAhead(task, "async"),
     "flashspec-draft": lambda task: FlashSpec(task, fixed=True),
     "flashspec-auto": lambda task: FlashSpec(task, fixed=False),
 }

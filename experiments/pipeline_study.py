@@ -37,6 +37,7 @@ from specdec.trace import Trace
 from verifiers import FullVerifier
 
 PEER_TOKENS = 48  # of a generation: most are slow
+TWO_DEVICES = ("economize-sync", "economize-async")
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,15 @@ def drafting(made: SyntheticDrafter, agreement: float, length: int, tokens_per_s
 
 
 def peers(verifier: FullVerifier, made: Sequence[Arm], options: argparse.Namespace) -> list[PeerArm]:
-    """Other libraries on the same weights; their draft model is that of the first serial arm."""
-    serial = next(arm.drafter for arm in made if arm.schedule == "serial")
-    assert isinstance(serial, ModelDrafter)
-    return peer_arms(verifier, serial, options.peers, PEER_TOKENS, 5)
+    """Other libraries on the same weights; where they draft ahead, with a draft model on the other device."""
+    here = next(arm.drafter for arm in made if arm.schedule == "serial")
+    beside = next(arm.drafter for arm in made if arm.forecast is not None)
+    assert isinstance(here, ModelDrafter) and isinstance(beside, ModelDrafter)
+    return [
+        arm
+        for name in options.peers
+        for arm in peer_arms(verifier, beside if name in TWO_DEVICES else here, [name], PEER_TOKENS, 5)
+    ]
 
 
 def peer(verifier: FullVerifier, arm: PeerArm, options: argparse.Namespace) -> dict[str, Any]:

@@ -38,7 +38,14 @@ PAIR = ("target=synthetic/tiny", "drafter=synthetic/tiny", "device=cpu", "dtype=
 SMALL = ("repeats=2", "lengths=[2,4]", "drafts=[1,4]", "widths=[1,2,8]", "contexts=[64,128]", "copy_mib=4")
 ROWS = ("rows=[1,3]", "rows_tokens=16")
 ARMS = ["plain", "serial k=2", "serial k=4", "hf generate", "hf static", "hf assisted"]
-ABSENT = ["economize-plain", "economize-draft", "flashspec-draft", "flashspec-auto"]
+ABSENT = [
+    "economize-plain",
+    "economize-draft",
+    "economize-sync",
+    "economize-async",
+    "flashspec-draft",
+    "flashspec-auto",
+]
 
 
 def bench(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
