@@ -160,5 +160,5 @@ def moved(value: T, device: torch.device) -> T:
     """A message, or another value that holds tensors, with its tensors on a device."""
     leaves: list[Tensor] = []
     shape = flatten(value, leaves)
-    result: T = rebuild(shape, iter([leaf.to(device, non_blocking=True) for leaf in leaves]))
+    result: T = rebuild(shape, iter([leaf.to(device, non_blocking=device.type == "cuda") for leaf in leaves]))
     return result

@@ -15,7 +15,7 @@ import torch
 
 from specdec.channel.pair import DRAFTER, Pair, Rendezvous
 from specdec.channel.sides import absent, assembled
-from specdec.messages import Closing, Message, Opening, Ready
+from specdec.messages import Closing, Message, Opening, Ready, moved
 from specdec.protocols import Drafter, Forecast, Verifier
 from specdec.worker import Absent, DraftWorker
 
@@ -105,6 +105,9 @@ class Service:
                 self._answer(messages, pair)
         except ConnectionError:
             return False
+        except Exception:  # a mistake: the target must not wait for who is not there any more
+            pair.send(Closing())
+            raise
         finally:
             pair.close()
 
@@ -112,7 +115,8 @@ class Service:
         if self._worker is None:
             refuse(pair, messages, self._failure)
         else:
-            self._worker.serve(messages, pair.send)
+            device = self._worker.device
+            self._worker.serve([moved(message, device) for message in messages], pair.send)
 
 
 def refuse(pair: Pair, messages: list[Message], why: str) -> None:
