@@ -6,7 +6,7 @@ from specdec.planner.collectives import Link
 from specdec.planner.costs import Costs
 from specdec.planner.curve import Curve
 from specdec.planner.plan import Plan, best_of_each, rank
-from specdec.planner.schedules import Timing, ceiling, enumeration, mirror, pearl, plain, serial
+from specdec.planner.schedules import Timing, ceiling, enumeration, mirror, mirror_beside, pearl, plain, serial
 
 __all__ = [
     "Acceptance",
@@ -20,6 +20,7 @@ __all__ = [
     "ceiling",
     "enumeration",
     "mirror",
+    "mirror_beside",
     "pearl",
     "plain",
     "rank",

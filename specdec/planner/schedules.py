@@ -126,11 +126,29 @@ def mirror(costs: Costs, acceptance: Acceptance, window: int, branching: Branchi
         ValueError: the branching has no exit, the window or the branches reach beyond what was measured, or the
             hit rates do not fit.
     """
+    exit = exit_of(branching)
+    front = costs.prefix(window, exit) + costs.exit_head + costs.early
+    return _overlapped(costs, acceptance, window, branching, costs.early, front, costs.suffix(window, exit))
+
+
+def mirror_beside(costs: Costs, acceptance: Acceptance, window: int, branching: Branching) -> Timing:
+    """``mirror``, the early exit read out where the drafter is, beside its look: the target does not stop for it.
+
+    τ(k) tokens in max(T(k+1), max(look, T_prefix + early + exit head) + J·D(b)) + final + o, and J·D(1) on top in
+    the 1 − h of rounds whose outcome was not prepared.
+
+    Raises:
+        ValueError: see ``mirror``.
+    """
+    front = costs.prefix(window, exit_of(branching)) + costs.early + costs.exit_head
+    return _overlapped(costs, acceptance, window, branching, 0.0, front, costs.verify(window) - front)
+
+
+def exit_of(branching: Branching) -> float:
+    """E/N. Raises ValueError where there is no exit."""
     if branching.exit is None:
         raise ValueError("Mirror-SD needs the depth of the early exit: give the branching an exit, E/N")
-    front = costs.prefix(window, branching.exit) + costs.exit_head + costs.early
-    rest = costs.suffix(window, branching.exit)
-    return _overlapped(costs, acceptance, window, branching, costs.early, front, rest)
+    return branching.exit
 
 
 def _overlapped(

@@ -8,7 +8,18 @@ from random import Random
 import pytest
 import simulated
 
-from specdec.planner import Acceptance, Branching, Costs, Curve, enumeration, mirror, pearl, plain, serial
+from specdec.planner import (
+    Acceptance,
+    Branching,
+    Costs,
+    Curve,
+    enumeration,
+    mirror,
+    mirror_beside,
+    pearl,
+    plain,
+    serial,
+)
 
 ROUNDS = 100_000
 SIGMAS = 4.5  # of six figures each in about thirty cases, chance alone takes none there
@@ -171,6 +182,31 @@ def test_mirror_by_hand():
     assert timing.tokens == 4
 
 
+@pytest.mark.parametrize(
+    ("look", "expected"),
+    [
+        (0.0, 3.3 + 0.1 + 0.4 + 4.5),  # layers 1..E, early, head, then 3 steps of 1.5
+        (6.0, 6.0 + 4.5),  # the look lasts longer than all that
+        (None, 5.5),  # nothing is drafted for longer than the target verifies
+    ],
+)
+def test_mirror_beside_by_hand(look, expected):
+    steps = Curve.flat("drafter", 0.01, 16) if look is None else costs().drafter
+    measured = replace(costs(exit_head=0.4, early=0.1, final=0.3, host=0.2), look=look or 0.0, drafter=steps)
+    timing = mirror_beside(measured, Acceptance.iid(1.0), 3, Branching(16, 1.0, exit=0.6))
+    assert timing.ms == pytest.approx(expected + 0.3 + 0.2)
+    assert timing.target == pytest.approx(5.5)
+    assert timing.exposed == pytest.approx(expected - 5.5)
+    assert timing.overhead == pytest.approx(0.3 + 0.2)
+
+
+def test_reading_out_beside_is_never_slower():
+    for head, exit in ((0.0, 0.5), (0.4, 0.1), (2.0, 0.9)):
+        measured, branching = costs(exit_head=head, early=0.1), Branching(16, HITS, exit)
+        beside = mirror_beside(measured, Acceptance.iid(0.7), 4, branching)
+        assert beside.ms <= mirror(measured, Acceptance.iid(0.7), 4, branching).ms + 1e-12
+
+
 def test_mirror_with_an_exit_before_the_first_layer_is_enumeration():
     iid = Acceptance.iid(0.7)
     early, whole = (
@@ -211,5 +247,6 @@ def test_time_is_accounted_for():
 
 
 def test_mirror_without_an_exit_is_refused():
-    with pytest.raises(ValueError, match="give the branching an exit"):
-        mirror(costs(), Acceptance.iid(0.7), 4, Branching(16, 0.5))
+    for law in (mirror, mirror_beside):
+        with pytest.raises(ValueError, match="give the branching an exit"):
+            law(costs(), Acceptance.iid(0.7), 4, Branching(16, 0.5))
