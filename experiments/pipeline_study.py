@@ -81,8 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if repeat >= 0:  # what is measured is kept, whatever comes next
             write(verifier, options, rows(made, samples))
             save_trace(options.trace, made, traces)
-    others = [peer(verifier, arm, options) for arm in peers(verifier, made, options)]
-    write(verifier, options, [*rows(made, samples), *others])
+    others: list[dict[str, Any]] = []
+    for other in peers(verifier, made, options):
+        try:
+            others.append(peer(verifier, other, options))
+        except Exception as error:  # whatever another library raises, what is measured is kept
+            print(f"{other.name} is left out: {error!r}", file=sys.stderr)
+        write(verifier, options, [*rows(made, samples), *others])
 
 
 def rows(made: Sequence[Arm], samples: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from torch import distributed
 from experiments.build import drafters
 from specdec.channel import Process
 from specdec.channel.pair import Rendezvous
-from specdec.channel.serve import Service
+from specdec.channel.serve import AWAITED, Service
 from specdec.channel.sides import absent, assembled, device_of
 from specdec.runtime.loading import load_tokenizer, pick_device
 from specdec.worker import Absent, DraftWorker
@@ -146,18 +146,22 @@ def worker(config: DictConfig, node: Any, target: Callable[[], FullVerifier]) ->
 
 def attend(service: Service, at: Rendezvous) -> None:
     """Serve one arm; a connection that breaks is made again."""
-    try:
-        while not serves(service, at):
-            log.warning("the connection to the target's side was lost")
-    except RuntimeError as error:  # the store is gone, and so is the job
-        log.debug("", exc_info=error)
+    while not serves(service, at):
+        log.warning("the connection to the target's side was lost")
 
 
 def serves(service: Service, at: Rendezvous) -> bool:
-    """See ``Service.serve``; a target that has not come may yet."""
+    """See ``Service.serve``; a target that has not come may yet, and a mistake costs one connection."""
     try:
         return service.serve(at)
     except ConnectionError:
+        return False
+    except RuntimeError as error:
+        try:
+            at.store.check([AWAITED])
+        except RuntimeError:  # the store is gone, and so is the job
+            return True
+        log.warning("a drafter's side failed", exc_info=error)
         return False
 
 

@@ -114,7 +114,7 @@ def test_virtual_time_is_computed_and_said_so(pair: Any) -> None:
     assert json.loads((done.folder / "provenance.json").read_text())["clock"] == "virtual"
     arms = done.summary["arms"]
     assert list(arms) == ["plain", "synthetic/tiny"]
-    assert arms["plain"]["tokens_per_second"] == pytest.approx(1e3 / 5.04)
+    assert arms["plain"]["tokens_per_second"] == pytest.approx(1e3 / 4.35)
     assert again.summary["arms"] == arms
     late = slow.summary["arms"]["synthetic/tiny"]
     assert late["speedup"] < arms["synthetic/tiny"]["speedup"]
@@ -129,7 +129,7 @@ def test_virtual_time_is_computed_and_said_so(pair: Any) -> None:
 def test_virtual_time_in_turns(pair: Any) -> None:
     done = pair("channel=simulated", "drafter.agreement=1", "max_new_tokens=61")
     arm = done.summary["arms"]["synthetic/tiny"]
-    # A prompt, then ten rounds: five steps of 0.84, a verification of 6 tokens between 5.2 and 5.3, the host.
-    target, drafter, host = 5.04 + 10 * 5.25, 10 * 5 * 0.84, 10 * 0.02
+    # A prompt, then ten rounds: five steps of 0.84, a verification of 6 tokens, the host.
+    target, drafter, host = 4.35 + 10 * 4.76, 10 * 5 * 0.84, 10 * 0.02
     assert arm["tokens_per_second"] == pytest.approx(61e3 / (target + drafter + host))
     assert arm["shares"]["drafter"] == pytest.approx(drafter / (target + drafter + host))
