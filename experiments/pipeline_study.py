@@ -121,9 +121,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--exits", nargs="+", type=int, default=[6])
     parser.add_argument("--spoiled", nargs="+", type=float, default=[0.0], help="share of wrong exits")
     parser.add_argument("--peers", nargs="*", default=[], help="other libraries, as in conf/bench.yaml")
-    parser.add_argument(
-        "--tokens-per-step", nargs="+", type=int, default=[1], help="of the drafter; over 1, it streams"
-    )
+    parser.add_argument("--tokens-per-step", nargs="+", type=int, default=[1], help="over 1, the drafter streams")
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
@@ -232,12 +230,7 @@ def summary(samples: Sequence[dict[str, Any]], plain: Sequence[list[int]]) -> di
 
 def described(arm: Arm) -> dict[str, Any]:
     """What an arm is."""
-    return {
-        "schedule": arm.schedule,
-        "agreement": arm.agreement,
-        "length": arm.length,
-        "tokens_per_step": arm.tokens_per_step,
-    }
+    return {name: getattr(arm, name) for name in ("schedule", "agreement", "length", "tokens_per_step")}
 
 
 def provenance(verifier: FullVerifier, options: argparse.Namespace) -> dict[str, Any]:

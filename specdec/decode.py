@@ -127,14 +127,17 @@ def together(
         trace.clock = DeviceClock()
     with current(verifier.device), trace.running({}):
         theirs = moved(seq, side.drafter)
+        noise = noise_for(theirs, seed, accept, side.replay)
+        side.begin()
         with side(), trace.span("drafter"):  # a model reads the prompt
             refusal = guarded.refusal(cast(Verifier, target), theirs)
         if refusal:
             raise ValueError(refusal)
         verifier.begin(seq, exit=forecast.exit)
-        outlet = verifier.model.network.outlet(side.drafter)
+        network = verifier.model.network
+        outlet = network if forecast.exit is None else network.outlet(side.drafter)
         duet = Duet(drafter, guarded, outlet, forecast, side, trace)
-        duet.open(theirs, noise_for(theirs, seed, accept, side.replay))
+        duet.open(theirs, noise)
         stage = Stage(replay, trace, (verifier.model,), guarded.static, verifier.width)
         seq = pipelined(seq, duet, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
     trace.spans += crossings(trace.spans)

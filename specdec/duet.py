@@ -124,7 +124,6 @@ class Duet:
         self._window = Draft.empty(seq.lengths)
         self._going = [True] * len(seq.lengths)  # rows that had not ended when branches were prepared
         self._answered = time.perf_counter()
-        self._side.begin()
         with self._side():
             self._look(0)
 
@@ -204,7 +203,7 @@ class Duet:
 
     def _fresh(self, settled: Settled) -> None:
         with self._trace.span("drafter.draft", self._round):
-            if self._own is None:
+            if self._own is None or not hasattr(self._drafter, "resume"):
                 fresh = self._play(propose, self._seq.context(), self._guarded, self._noise)
             else:
                 fresh = self._play(resume, self._seq, self._window, self._own, self._guarded, self._noise)
@@ -231,7 +230,9 @@ class Duet:
 
     def _play(self, part: Any, *arguments: Any) -> Any:
         model = getattr(self._drafter, "model", None)
-        if model is None or not model.follows or (part is propose and not self._guarded.static):
+        moves = part is propose and not self._guarded.static
+        # What runs on a CPU leaves nothing in a GPU's recording.
+        if model is None or not model.follows or moves or not self._side.alike:
             return directly(part, *arguments)
         return self._side.replay(part, (model.place,), *arguments)
 

@@ -23,6 +23,8 @@ from specdec.transit import aligned
 from specdec.turn import Turn
 from specdec.types import Draft
 
+OPENING = 60.0  # seconds for a drafter to read a prompt: a hung one must not hold up the target for good
+
 
 class Link(Protocol):
     """A connection to a drafter's side."""
@@ -76,10 +78,12 @@ class Partner:
         self._before = self._known = opening.lengths
         try:
             self._link.send(opening)
-            ready = self._receive(Ready, None)
+            ready = self._receive(Ready, max(OPENING, self._patience))
         except ConnectionError as error:
             self._lost(error)
             return
+        if ready is None:  # it is not waited for until it has caught up
+            self._trace.fault("has not read the prompt in time")
         if isinstance(ready, Ready) and ready.refusal:
             raise ValueError(ready.refusal)
 

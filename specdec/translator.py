@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,18 @@ def load_translator(name: str | Path, layer: int) -> Translator:
         ValueError: there are none for this target, none behind this layer (it says which there are), or the file
             is damaged.
     """
-    found = translators(name)
+    path = file_of(name)
+    found = _read_once(path, path.stat().st_mtime_ns)
     if layer not in found:
         there = ", ".join(map(str, found))
         raise ValueError(f"{name} has no trained exit behind layer {layer}, only behind {there}")
     return found[layer]
+
+
+@lru_cache(maxsize=8)
+def _read_once(path: Path, _: int) -> dict[int, Translator]:
+    # Whoever asks again gets the same weights: a recording reads them where they were.
+    return translators(path)
 
 
 def translators(name: str | Path) -> dict[int, Translator]:

@@ -54,8 +54,23 @@ class Side:
         self._courier = self._queue if target == drafter else queue(target)
         self._beside = queue(drafter)
 
+    @property
+    def alike(self) -> bool:
+        """Whether both devices are of one kind, so that what is recorded for the one can be for the other."""
+        return self.target.type == self.drafter.type
+
     def begin(self) -> None:
-        """What the target is told from here on goes to the queue that is its current one now."""
+        """What the target is told from here on goes to the queue that is its current one now.
+
+        The drafter's queues come after all that both devices' current queues have been told.
+        """
+        for device in {self.target, self.drafter}:
+            if device.type == "cuda":
+                with current(device):
+                    mark = marked(device, torch.cuda.current_stream(device))
+                self.follow(mark)
+                if self._beside is not None and mark is not None:
+                    self._beside.wait_event(mark)
         if self.target.type == "cuda":
             self._main = torch.cuda.current_stream(self.target)
 
@@ -113,7 +128,7 @@ class Side:
 
     def lead(self) -> None:
         """The target's own queue goes on when what was sent is there."""
-        mark = marked(self.drafter, self._beside)
+        mark = marked(self.drafter, self._beside) or marked(self.target, self._courier)
         if mark is not None and self._main is not None:
             self._main.wait_event(mark)
 

@@ -39,19 +39,30 @@ def rounds(result: Result) -> list[tuple[int, int, int]]:
     return [(entry.row, entry.accepted, entry.committed) for entry in result.trace.rounds]
 
 
-@pytest.mark.parametrize("forecast", [None, AllAccepted(), DraftTopK(2), EarlyExitTopK(Exit(1, 2))])
-@pytest.mark.parametrize("channel", [Inline(), Thread(patience=60)])
+RULES = [
+    (Sampling(), Ratio()),
+    (Sampling(temperature=1), Ratio()),
+    (Sampling(temperature=1), Block()),
+    (Sampling(temperature=1), Match()),
+    (Sampling(temperature=1), Coupled()),
+]
+FORECASTS = [None, AllAccepted(), DraftTopK(2), EarlyExitTopK(Exit(1, 2))]
+STEPS = [2, 3, 4, 7]
+
+
 @pytest.mark.parametrize(
-    ("sampling", "rule"),
+    ("tokens_per_step", "sampling", "rule", "channel", "forecast"),
     [
-        (Sampling(), Ratio()),
-        (Sampling(temperature=1), Ratio()),
-        (Sampling(temperature=1), Block()),
-        (Sampling(temperature=1), Match()),
-        (Sampling(temperature=1), Coupled()),
+        (
+            STEPS[(index + turn) % len(STEPS)],
+            *rule,
+            (Inline(), Thread(patience=60))[(index + turn // 2) % 2],
+            forecast,
+        )
+        for index, rule in enumerate(RULES)
+        for turn, forecast in enumerate(FORECASTS)
     ],
 )
-@pytest.mark.parametrize("tokens_per_step", [2, 3, 4, 7])
 def test_tokens_and_rounds_are_those_of_the_one_token_twin(
     verifier, tokens_per_step, sampling, rule, channel, forecast
 ):

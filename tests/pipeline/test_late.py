@@ -16,7 +16,7 @@ from specdec.channel.inline import InlineLink
 from specdec.channel.sides import worker_for
 from specdec.exit import Exit
 from specdec.forecast import AllAccepted, Blend, DraftTopK, EarlyExitTopK
-from specdec.messages import Window
+from specdec.messages import Ready, Window
 from verifiers import FullVerifier
 
 ROUND = 3  # whose window does not come in time
@@ -43,15 +43,26 @@ class Slow(InlineLink):
         self._late = []
 
 
+class Reading(InlineLink):
+    """Nobody hears that the prompt has been read."""
+
+    def receive(self, timeout):
+        message = super().receive(timeout)
+        if not isinstance(message, Ready):
+            return message
+        assert timeout > 30, "a prompt takes longer than a round"
+        return None
+
+
 class Through(Inline):
     """A channel over such a link."""
 
-    def __init__(self, copies):
-        object.__setattr__(self, "copies", copies)
+    def __init__(self, make):
+        object.__setattr__(self, "make", make)
 
     @contextmanager
     def link(self, drafter, forecast, verifier, clock):
-        yield Slow(worker_for(drafter, forecast, verifier, clock), self.copies)
+        yield self.make(worker_for(drafter, forecast, verifier, clock))
 
 
 def run(target, drafter, forecast, channel, new=NEW):
@@ -64,7 +75,7 @@ def test_a_lost_window_costs_its_round_only(tiny_target, tiny_draft, forecast, s
     drafter, forgotten = ModelDrafter(tiny_draft, length=3, **shape), []
     monkeypatch.setattr(drafter.model, "forget", lambda: forgotten.append(True))
     plain = specdec.generate(FullVerifier(tiny_target), NullDrafter(), [1, 2, 3], NEW)
-    result = run(tiny_target, drafter, forecast, Through(0))
+    result = run(tiny_target, drafter, forecast, Through(lambda worker: Slow(worker, 0)))
     assert result.row() == plain.row()
     assert dict(result.metrics.faults) == {"drafter: no draft in time": 1}
     assert not forgotten
@@ -72,6 +83,15 @@ def test_a_lost_window_costs_its_round_only(tiny_target, tiny_draft, forecast, s
     assert lost.branches == 0 < after.branches, "nothing was prepared while the target went without a window"
     if forecast.exit is not None:  # what the exit says behind the last token, and what the drafter does
         assert after.branches <= 8
+
+
+def test_a_prompt_that_is_not_read_in_time_is_reported_and_decoding_goes_on(tiny_target):
+    drafter = ModelDrafter(tiny_target, length=3)
+    plain = run(tiny_target, NullDrafter(), None, Inline())
+    result = run(tiny_target, drafter, DraftTopK(2), Through(Reading))
+    assert result.row() == plain.row()
+    assert dict(result.metrics.faults) == {"drafter: has not read the prompt in time": 1}
+    assert result.metrics.mean_accepted_tokens > 1.5, "it drafts once it has caught up"
 
 
 class Tired(ModelDrafter):
@@ -91,7 +111,9 @@ class Tired(ModelDrafter):
 
 @pytest.mark.parametrize("copies", [1, 3])
 def test_a_late_window_tells_what_was_done_and_went_wrong_once(tiny_target, copies):
-    result = run(tiny_target, Tired(tiny_target, length=3), DraftTopK(1), Through(copies))
+    result = run(
+        tiny_target, Tired(tiny_target, length=3), DraftTopK(1), Through(lambda worker: Slow(worker, copies))
+    )
     assert result.metrics.faults["drafter: no draft in time"] == 1
     assert result.metrics.faults["Tired: raised RuntimeError: my own mistake"] == 1
     assert result.metrics.faults["Tired: raised RuntimeError: nothing is prepared"] == len(result.trace.handovers)
@@ -102,7 +124,12 @@ def test_a_late_window_tells_what_was_done_and_went_wrong_once(tiny_target, copi
 @pytest.mark.parametrize("copies", [1, 3])
 def test_what_was_prepared_for_a_late_window_is_counted(tiny_target, copies):
     expected = run(tiny_target, ModelDrafter(tiny_target, length=3), DraftTopK(2), Inline())
-    result = run(tiny_target, ModelDrafter(tiny_target, length=3), DraftTopK(2), Through(copies))
+    result = run(
+        tiny_target,
+        ModelDrafter(tiny_target, length=3),
+        DraftTopK(2),
+        Through(lambda worker: Slow(worker, copies)),
+    )
     assert result.trace.handovers[ROUND].hit == (False,) != expected.trace.handovers[ROUND].hit
     assert result.trace.handovers[ROUND].branches == expected.trace.handovers[ROUND].branches > 0
 

@@ -194,3 +194,10 @@ def test_the_inputs_of_a_forward(kernels, parents, fed, pending):
     for b, w in [] if chain else [(b, w) for b in range(3) for w in range(pending, pending + size - fed)]:
         depth = int(got.counts[b, w] - lengths_B[b])
         assert depth > 0 and torch.equal(got.order[b, w, :depth], expected.sight.order[b, w, :depth])
+
+
+def test_parents_in_a_circle_come_to_an_end(kernels):
+    one_B, nodes_BN = torch.tensor([3]), torch.tensor([[7, 8, 9]])
+    parents_BN = torch.tensor([[-1, 1, 0]])
+    got = feeding.feeding(torch.arange(8)[None], one_B, one_B, nodes_BN, parents_BN, 0, 0, False)
+    assert got.tokens.tolist() == [[7, 8, 9]] and int(got.positions.max()) < 3 + 3

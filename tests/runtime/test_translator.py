@@ -105,6 +105,11 @@ class TestMap:
 
 
 class TestExit:
+    def test_one_that_is_put_together_anew_has_the_same_weights(self, saved: Path) -> None:
+        # As recordings do: they read the weights where they were when they were made.
+        made = [Exit(3, trained=str(saved)) for _ in range(2)]
+        assert made[0].map is not None and made[0].map is made[1].map
+
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_an_untrained_one_is_the_raw_exit_bit_for_bit(self, dtype: str) -> None:
         raw, same = (said(Exit(2, 8, map), dtype) for map in (None, untrained()))

@@ -75,12 +75,12 @@ def _feed(
         above = tl.load(parents + b * size + n, mask=n < size, other=-1)
         depth = 0
         at = node
-        while (at >= 0) & (w >= pending):
+        while (at >= 0) & (w >= pending) & (depth < size):  # whoever its parents are, it ends
             depth += 1
             at = tl.sum(tl.where(n == at, above, 0), 0).to(tl.int32)
         at = node
         rank = depth - 1
-        while (at >= 0) & (w >= pending):
+        while (rank >= 0) & (w >= pending):
             order = tl.where(n == rank, at, order)
             rank -= 1
             at = tl.sum(tl.where(n == at, above, 0), 0).to(tl.int32)
