@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drafters.rollout import OneToken, Roots, Streams, chain, fit, top_k_tree
+from drafters.rollout import OneToken, Streams, chain, top_k_tree
+from drafters.roots import DraftModel, Roots, fit
 from drafters.window import check_length
 from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
@@ -135,31 +136,31 @@ class Shape:
         whole = self.length if self.width == 1 else self.width + (self.length - 1) * self.width**2
         return whole if self.nodes is None or self.width == 1 else min(whole, self.nodes)
 
-    @property
-    def behind(self) -> int:
+    def behind(self, model: DraftModel) -> int:
         """Committed tokens that the model lacks at most when it is asked again.
 
         Of its own last chain it has not read the last step's tokens, and of the target's round the correction.
         Of a tree only the first chain of nodes lies where committed tokens do.
         """
-        return (self.length - 1) % self.streams.tokens_per_step + 2 if self.width == 1 else self.length + 1
+        remembers = model.remembers and self.width == 1
+        return (self.length - 1) % self.streams.tokens_per_step + 2 if remembers else self.length + 1
 
-    def draft(self, model: CachedModel, context: Context, noise: Noise, vocabulary: int) -> Draft:
+    def draft(self, model: DraftModel, context: Context, noise: Noise, vocabulary: int) -> Draft:
         """Draft with a model, no deeper than the rows have room for unless nodes are chosen: see ``_length``."""
         length = self._length(context.depth)
         if length < 1:
             return Draft.empty(context.lengths)
-        roots = Roots.committed(model, context, vocabulary, self.behind, chain=self.width == 1)
+        roots = Roots.committed(model, context, vocabulary, self.behind(model), chain=self.width == 1)
         return self._grown(model, roots, noise, length, vocabulary)
 
-    def look(self, model: CachedModel, context: Context, window: Draft, vocabulary: int) -> Tensor:
+    def look(self, model: DraftModel, context: Context, window: Draft, vocabulary: int) -> Tensor:
         """Read a window; logits [B, M, V]."""
-        waits, nodes = self.behind if context.static else None, (window.tokens, window.parents)
+        waits, nodes = self.behind(model) if context.static else None, (window.tokens, window.parents)
         scores = model.advance(context.tokens, context.lengths, nodes, behind=waits, chain=window.fanout == 1)
         return fit(scores.logits, vocabulary)
 
     def resume(
-        self, model: CachedModel, context: Context, window: Draft, own_BMV: Tensor, noise: Noise, vocabulary: int
+        self, model: DraftModel, context: Context, window: Draft, own_BMV: Tensor, noise: Noise, vocabulary: int
     ) -> Draft:
         """Draft beside a window that was read last, behind the last committed tokens, which were read with it."""
         length = self._length(context.depth)
@@ -171,7 +172,7 @@ class Shape:
 
     def branch(
         self,
-        model: CachedModel,
+        model: DraftModel,
         context: Context,
         window: Draft,
         outcomes: Hypotheses,
@@ -197,7 +198,7 @@ class Shape:
             return self.length
         return min(self.length, depth)
 
-    def _grown(self, model: CachedModel, roots: Roots, noise: Noise, length: int, vocabulary: int) -> Draft:
+    def _grown(self, model: DraftModel, roots: Roots, noise: Noise, length: int, vocabulary: int) -> Draft:
         if self.width == 1:
             return chain(model, roots, noise, length, vocabulary, self.streams)
         return top_k_tree(model, roots, length, self.width, self.nodes, vocabulary)

@@ -12,89 +12,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from drafters.roots import DraftModel, Roots, fit
 from specdec import tree
-from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
-from specdec.runtime import CachedModel
-from specdec.sampling import Sampling, seen_along, seen_tokens
-from specdec.types import Context, Draft
-
-
-@dataclass(frozen=True)
-class Roots:
-    """Where drafts begin: at the last committed token of each row, or at outcomes that may be.
-
-    Attributes:
-        logits: [B, X, V], the model's own after each root.
-        lengths: int64 [B, X], tokens up to each root, itself included.
-        nodes: int64 [B, X], where each stands in the model's tree, ``tree.ROOT`` for the last committed token.
-        fed: nodes that the model's tree has.
-        seen: bool [B, X, V], which tokens occurred; None where nobody asks.
-        sampling: the law to draw under.
-    """
-
-    logits: Tensor
-    lengths: Tensor
-    nodes: Tensor
-    fed: int
-    seen: Tensor | None
-    sampling: Sampling
-
-    @property
-    def single(self) -> bool:
-        """Whether all that grows is one chain behind the last committed token."""
-        return self.fed == 0 and self.nodes.shape[1] == 1
-
-    @classmethod
-    def committed(
-        cls, model: CachedModel, context: Context, vocabulary: int, behind: int, chain: bool = False
-    ) -> Roots:
-        """The last committed token of each row; ``behind`` is how many tokens the model lacks at most."""
-        waits = behind if context.static else None
-        logits_B1V = model.advance(context.tokens, context.lengths, behind=waits, chain=chain).logits
-        return cls._last(context, fit(logits_B1V, vocabulary), 0, vocabulary)
-
-    @classmethod
-    def beside(cls, context: Context, window: Draft, logits_B1V: Tensor, vocabulary: int) -> Roots:
-        """The last committed token of each row, whose logits are known, with a window in the model's tree."""
-        return cls._last(context, logits_B1V, window.size, vocabulary)
-
-    @classmethod
-    def _last(cls, context: Context, logits_B1V: Tensor, fed: int, vocabulary: int) -> Roots:
-        seen_BV = seen_if(context, vocabulary)
-        return cls(
-            logits_B1V,
-            context.lengths[:, None],
-            torch.full_like(context.lengths[:, None], tree.ROOT),
-            fed,
-            None if seen_BV is None else seen_BV[:, None],
-            context.sampling,
-        )
-
-    @classmethod
-    def supposed(
-        cls, model: CachedModel, context: Context, window: Draft, outcomes: Hypotheses, vocabulary: int
-    ) -> Roots:
-        """Outcomes of a window that hangs in the model's tree, read in one forward."""
-        above_BX = outcomes.nodes.clamp(min=tree.ROOT)
-        logits_BXV = fit(model.grow(outcomes.tokens, above_BX), vocabulary)
-        depths_BM = pad(window.depths, (1, 0))
-        seen_BXV = None
-        seen_BV = seen_if(context, vocabulary)
-        if seen_BV is not None:
-            seen_BMV = seen_along(seen_BV, window.tokens, window.ancestors)
-            seen_BXV = seen_BMV.gather(1, (above_BX + 1)[..., None].expand(-1, -1, vocabulary))
-            seen_BXV = seen_BXV.scatter(2, outcomes.tokens[..., None], True)
-        return cls(
-            logits_BXV,
-            context.lengths[:, None] + depths_BM.gather(1, above_BX + 1) + 1,
-            window.size + torch.arange(outcomes.size, device=above_BX.device).expand_as(above_BX),
-            window.size + outcomes.size,
-            seen_BXV,
-            context.sampling,
-        )
+from specdec.types import Draft
 
 
 class Streams(Protocol):
@@ -121,7 +43,7 @@ class OneToken:
         return ()
 
 
-def chain(model: CachedModel, roots: Roots, noise: Noise, length: int, vocabulary: int, streams: Streams) -> Draft:
+def chain(model: DraftModel, roots: Roots, noise: Noise, length: int, vocabulary: int, streams: Streams) -> Draft:
     """A chain of ``length`` tokens behind every root, rows b * X + x, in ceil(length / η) forwards in all.
 
     Of the η tokens of a forward the first is drawn from the model's law, the others come from its streams; the
@@ -160,7 +82,7 @@ def chain(model: CachedModel, roots: Roots, noise: Noise, length: int, vocabular
 
 
 def _read(
-    model: CachedModel, step: Sequence[Tensor], above_BX: Tensor, fed: int, single: bool, vocabulary: int
+    model: DraftModel, step: Sequence[Tensor], above_BX: Tensor, fed: int, single: bool, vocabulary: int
 ) -> tuple[Tensor, Tensor]:
     """Read the tokens of a step, [B, X] each, behind nodes ``above_BX``: logits [B, X, V] after the last ones, and
     where those stand. All first tokens lie before all second ones."""
@@ -178,7 +100,7 @@ def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
 
 
 def top_k_tree(
-    model: CachedModel, roots: Roots, depth: int, width: int, nodes: int | None, vocabulary: int
+    model: DraftModel, roots: Roots, depth: int, width: int, nodes: int | None, vocabulary: int
 ) -> Draft:
     """A tree of likely tokens behind every root: per level the ``width`` likeliest paths grow ``width`` children.
 
@@ -224,14 +146,3 @@ def _likeliest(tokens_BN: Tensor, parents_BN: Tensor, scores_BN: Tensor, nodes: 
     above_BN = parents_BN.gather(1, kept_BN)
     moved_BN = place_BN.gather(1, above_BN.clamp(min=0))
     return tokens_BN.gather(1, kept_BN), torch.where(above_BN >= 0, moved_BN, above_BN)
-
-
-def seen_if(context: Context, vocabulary: int) -> Tensor | None:
-    """bool [B, V]: which tokens occurred, None where the law does not ask."""
-    return seen_tokens(context.tokens, context.lengths, vocabulary) if context.sampling.penalises else None
-
-
-def fit(logits: Tensor, vocabulary: int) -> Tensor:
-    """Logits [..., V] over the target's ids: embeddings padded to another size differ in width only."""
-    missing = vocabulary - logits.shape[-1]
-    return pad(logits, (0, missing), value=-torch.inf) if missing > 0 else logits[..., :vocabulary]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drafters.rollout import OneToken, Roots, chain
+from drafters.rollout import OneToken, chain
+from drafters.roots import Roots
 from experiments.stopwatch import middle, recorded
 from specdec import Sampling
 from specdec.decode import capacity

@@ -66,6 +66,8 @@ class CachedModel:
             exit of that model, whose layers are the same. None for a cache of its own.
     """
 
+    remembers = True  # see ``remember``
+
     def __init__(self, network: Network, memory: Memory | None = None) -> None:
         self.network = network
         self._owns = memory is None

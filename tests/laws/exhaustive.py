@@ -81,6 +81,8 @@ class Scripted(Noise):
 class TableModel:
     """A model whose next token depends on the last two: logits [V, V, V]. Stands in for a ``CachedModel``."""
 
+    remembers = True
+
     def __init__(self, table: Tensor) -> None:
         self.table, self.vocab_size, self.device = table, table.shape[-1], table.device
         self.network = SimpleNamespace(depth=2)

@@ -10,7 +10,8 @@ from families import FAMILIES, VOCABULARY, plain_logits, random_prompt
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from drafters.rollout import Roots, chain, top_k_tree
+from drafters.rollout import chain, top_k_tree
+from drafters.roots import Roots
 from drafters.streaming import Successors
 from specdec import Context, Draft, Sampling
 from specdec.noise import Still
