@@ -1,5 +1,6 @@
 """Ways to propose tokens, one method per file."""
 
+from drafters.eagle3 import Eagle3Drafter
 from drafters.early_exit import EarlyExitDrafter
 from drafters.model import ModelDrafter
 from drafters.ngram import NgramDrafter
@@ -8,6 +9,7 @@ from drafters.suffix import SuffixDrafter
 from drafters.synthetic import SyntheticDrafter
 
 __all__ = [
+    "Eagle3Drafter",
     "EarlyExitDrafter",
     "ModelDrafter",
     "NgramDrafter",

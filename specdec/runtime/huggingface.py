@@ -58,7 +58,7 @@ class Network:
         # Whether attention takes a ``Sight`` in place of a mask: where our kernels run.
         self.brief = False
         self.compiled: CompiledLayers | None = None
-        self._tuples = False  # whether layers answer with tuples
+        self.tuples = False  # whether layers answer with tuples
         self._outlets: dict[torch.device, Network] = {}
 
     @property
@@ -127,7 +127,7 @@ class Network:
         """Logits [B, W, V] of the model's own norm and head on states from behind any layer, before the norm."""
         if self.lean is not None:
             return self.lean.read_out(state_BWX)
-        stand = Stand(self._layers[-1], state_BWX, self._tuples)
+        stand = Stand(self._layers[-1], state_BWX, self.tuples)
         module = with_layers(self.module, layer_list(self.module, self.config.num_hidden_layers)[0], [stand])
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             hooks.clear()  # who watches the model's steps does not mean this one
@@ -225,7 +225,7 @@ class Network:
             return self._layers[0].register_forward_pre_hook(before, with_kwargs=True)
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._tuples = isinstance(output, tuple)
+            self.tuples = isinstance(output, tuple)
             take(output[0] if isinstance(output, tuple) else output)
 
         return self._layers[layer - 1].register_forward_hook(after)

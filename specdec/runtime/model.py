@@ -168,7 +168,7 @@ class CachedModel:
             glance: takes states while the forward goes on.
         """
         nodes = nodes or (tokens_BS[:, :0], tokens_BS[:, :0])
-        self.hang(lengths_B, nodes, chain, behind is not None)
+        self._hang(lengths_B, nodes, chain, behind is not None)
         # What the forward overwrites is no longer held, whatever becomes of the forward.
         self.memory.lengths.copy_(self.memory.common(tokens_BS, lengths_B))
         # The last committed token is always fed: its logits are wanted.
@@ -185,6 +185,9 @@ class CachedModel:
 
         ``advance`` says it too; where that was replayed from a recording it told Python nothing.
         """
+        self._hang(lengths_B, nodes, chain, static)
+
+    def _hang(self, lengths_B: Tensor, nodes: tuple[Tensor, Tensor], chain: bool, static: bool) -> None:
         self._hanging = Hanging(lengths_B, *nodes, chain)
         self._static = static and self.follows
 

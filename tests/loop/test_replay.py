@@ -12,7 +12,8 @@ from families import FAMILIES
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import specdec
-from drafters import EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter, SuffixDrafter
+from drafters import Eagle3Drafter, EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter, SuffixDrafter
+from drafters.eagle3 import Eagle3Head
 from drafters.streaming import StreamingDrafter, Successors
 from specdec import Block, Coupled, Match, Ratio, Sampling
 from specdec.channel import Simulated, Thread
@@ -36,7 +37,17 @@ DRAFTERS = {
     "tree": lambda model: ModelDrafter(model, length=3, width=2, nodes=5),
     "early exit": lambda model: EarlyExitDrafter(exit_layer=1, length=3),
     "early exit tree": lambda model: EarlyExitDrafter(exit_layer=1, length=2, width=2),
+    "eagle 3": lambda model: Eagle3Drafter(eagle3(model), length=3),
+    "eagle 3 tree": lambda model: Eagle3Drafter(eagle3(model), length=3, width=2, nodes=5),
 }
+
+
+def eagle3(model):
+    """A head of random weights."""
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    sizes["vocab_size"] = model.config.vocab_size
+    return Eagle3Head(sizes, 32, layers=(1, 2, 3))
 
 
 COSTS = Costs(target=Curve.flat("target", 5.0, 9), drafter=Curve.flat("drafter", 1.0, 9))

@@ -1,0 +1,193 @@
+"""Draft models that read states of the target beside tokens, and go on with states of their own (EAGLE).
+
+B rows, S token slots, W tokens of one forward, N nodes, K tapped tokens, X hidden size, V target vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from specdec import tree
+from specdec.runtime import CachedModel
+from specdec.runtime.feed import Feed
+from specdec.runtime.huggingface import Network
+from specdec.runtime.model import Scores
+from specdec.runtime.parts import Parts
+from specdec.runtime.readout import Glance
+from specdec.types import Advice, Tap
+
+
+class FeatureHead(Protocol):
+    """A module that reads pairs: a token, and a feature of what lies before it."""
+
+    @property
+    def depth(self) -> int:
+        """Its layers."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """X."""
+        ...
+
+    def taps(self, depth: int) -> tuple[Tap, ...]:
+        """The states that it reads of a target with so many layers. Raises ValueError where it has too few."""
+        ...
+
+    def check(self, parts: Parts) -> None:
+        """Raises ValueError unless it was made for such a target."""
+        ...
+
+    def feature(self, states: Mapping[Tap, Tensor], parts: Parts) -> Tensor:
+        """The target's states [..., hidden] as one feature [..., X]."""
+        ...
+
+    def read(
+        self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, parts: Parts, **attention: Any
+    ) -> Tensor:
+        """[B, W, X]: what it makes of each pair, which is the feature of whatever follows."""
+        ...
+
+    def logits(self, own_BWX: Tensor, parts: Parts) -> Tensor:
+        """[B, W, V] over the target's ids, from what it made; -inf for those it does not know."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureNetwork:
+    """A head and what it borrows of its target, as a cached model sees it."""
+
+    head: FeatureHead
+    parts: Parts
+    max_positions: int | None
+    brief: bool
+
+    @property
+    def module(self) -> nn.Module:
+        """The head."""
+        return cast(nn.Module, self.head)
+
+    @property
+    def depth(self) -> int:
+        """Layers."""
+        return self.head.depth
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.parts.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.parts.weight.device
+
+
+class FeatureModel(CachedModel):
+    """A head with a cache and with the features that it read and made.
+
+    Slot i of the cache holds the pair of token i + 1 and the feature of token i: the first token has none before
+    it, and is never read. Of a committed token the feature is the target's; a node of a draft goes on with what
+    the head itself made of the node above. What was drafted is therefore read again once it is committed. Where a
+    state of the target never came, the feature is zero.
+    """
+
+    remembers = False
+
+    def __init__(self, network: FeatureNetwork) -> None:
+        super().__init__(cast(Network, network))
+        self._head = network
+        self._given = torch.zeros(0, 0, 0)  # [B, slots + 1, X], by position of the token
+        self._made = torch.zeros(0, 0, 0)  # [B, slots + 1, X], by slot
+
+    def begin(self, rows: int, slots: int, longest: int | None = None, stay: bool = False) -> None:
+        """Forget everything; see ``CachedModel.begin``."""
+        super().begin(rows, slots, longest, stay)
+        self._fit()
+        self._given.zero_()
+        self._made.zero_()
+
+    def see(self, advice: Advice | None) -> None:
+        """Take the target's states of newly committed tokens; pairs that were read without them are read again."""
+        if advice is None:
+            return
+        feature_BKX = self._head.head.feature(advice.states, self._head.parts)
+        real_BK = advice.positions >= 0
+        place_BK = torch.where(real_BK, advice.positions, self.memory.cache.trash)
+        row_B1 = torch.arange(len(place_BK), device=place_BK.device)[:, None]
+        self._given[row_B1, place_BK] = torch.where(real_BK[..., None], feature_BKX, 0)
+        self.memory.lengths.copy_(torch.minimum(self.memory.lengths, place_BK.amin(1)))
+
+    def advance(
+        self,
+        tokens_BS: Tensor,
+        lengths_B: Tensor,
+        nodes: tuple[Tensor, Tensor] | None = None,
+        taps: tuple[Tap, ...] = (),
+        behind: int | None = None,
+        chain: bool = False,
+        glance: Glance | None = None,
+    ) -> Scores:
+        """See ``CachedModel.advance``. Each node needs what was made of the one above: they are read in turn."""
+        scores = super().advance(tokens_BS[:, 1:], paired(lengths_B), None, taps, behind, True, glance)
+        logits = [scores.logits]
+        if nodes is not None:
+            size = nodes[0].shape[1]
+            logits += [self.grow(nodes[0][:, n : n + 1], nodes[1][:, n : n + 1], chain) for n in range(size)]
+        return Scores(torch.cat(logits, 1))
+
+    def hang(self, lengths_B: Tensor, nodes: tuple[Tensor, Tensor], chain: bool, static: bool) -> None:
+        """See ``CachedModel.hang``."""
+        super().hang(paired(lengths_B), nodes, chain, static)
+
+    def remember(self) -> None:
+        """Nothing: a committed token's feature is the target's."""
+
+    def _forward(self, what: Feed, keep: int, taps: tuple[Tap, ...] = (), glance: Glance | None = None) -> Scores:
+        self.memory.cache.grow(what.span)
+        window, network = what.window(self.memory.cache), self._head
+        feature_BWX = self._features(what)
+        attention = {"window": window}
+        own_BWX = network.head.read(what.tokens, feature_BWX, what.positions, network.parts, **attention)
+        row_B1 = torch.arange(len(window.slots), device=window.slots.device)[:, None]
+        self._made[row_B1, window.slots] = own_BWX
+        return Scores(network.head.logits(own_BWX[:, -keep:], network.parts))
+
+    def _features(self, what: Feed) -> Tensor:
+        """[B, W, X]: the target's behind committed tokens, the head's own behind nodes."""
+        hanging: Any = self._hanging
+        self._fit()
+        slot_BW = torch.where(what.slots >= 0, what.slots, self.memory.cache.trash)
+        given_BWX = along(self._given, slot_BW)
+        if hanging.size == 0:
+            return given_BWX
+        node_BW = slot_BW - hanging.lengths[:, None]
+        above_BW = hanging.parents.gather(1, node_BW.clamp(0, hanging.size - 1)).clamp(min=tree.ROOT)
+        made_BWX = along(self._made, (hanging.lengths[:, None] + above_BW).clamp(min=0))
+        return torch.where((node_BW >= 0)[..., None], made_BWX, given_BWX)
+
+    def _fit(self) -> None:
+        """Room for every slot of the cache."""
+        rows, slots = self.memory.tokens.shape[0], self.memory.cache.slots + 1
+        for name in ("_given", "_made"):
+            held: Tensor = getattr(self, name)
+            if held.shape[0] != rows:
+                setattr(self, name, self._head.parts.weight.new_zeros(rows, slots, self._head.head.width))
+            elif held.shape[1] < slots:
+                setattr(self, name, pad(held, (0, 0, 0, slots - held.shape[1])))
+
+
+def paired(lengths_B: Tensor) -> Tensor:
+    """int64 [B], pairs of rows with so many tokens; a single token is taken to have one, which is read again."""
+    return (lengths_B - 1).clamp(min=1)
+
+
+def along(states_BSX: Tensor, place_BW: Tensor) -> Tensor:
+    """[B, W, X] of [B, S, X], in one gather."""
+    return states_BSX.gather(1, place_BW[..., None].expand(-1, -1, states_BSX.shape[2]))

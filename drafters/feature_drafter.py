@@ -1,0 +1,109 @@
+"""Drafting with a head that reads states of the target.
+
+B rows, M = N + 1 places of a window, V target vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from drafters.feature import FeatureHead, FeatureModel, FeatureNetwork
+from drafters.model import Shape
+from specdec.hypotheses import Hypotheses
+from specdec.noise import Noise
+from specdec.protocols import Verifier
+from specdec.runtime.parts import Parts
+from specdec.sequences import Sequences
+from specdec.types import Context, Draft, Tap
+
+
+class FeatureDrafter:
+    """Drafts with a head over the target's states, its embedding and, where the head has none, its LM head.
+
+    Args:
+        head: its weights; they are copied where the target is on another device or of another type.
+        length: tokens of the chain, or levels of the tree.
+        width: children per node, and nodes that have children per level; 1 is a chain.
+        nodes: most nodes of the tree; None keeps all.
+
+    Raises:
+        ValueError: a length, width or nodes below 1, or (when decoding begins) a head for another target.
+    """
+
+    static = True
+
+    def __init__(self, head: FeatureHead, length: int = 5, width: int = 1, nodes: int | None = None) -> None:
+        self.head, self.shape = head, Shape(length, width, nodes)
+        self.model: FeatureModel | None = None
+        self._parts: Parts | None = None
+        self._taps: tuple[Tap, ...] = ()
+
+    @property
+    def wants(self) -> tuple[Tap, ...]:
+        """States of the target, known once decoding begins."""
+        return self._taps
+
+    @property
+    def identity(self) -> object:
+        """What a recording may take it for: of another shape, it drafts something else."""
+        return self, self.shape
+
+    @property
+    def size(self) -> int:
+        """Most nodes of a draft."""
+        return self.shape.size
+
+    @property
+    def fanout(self) -> int:
+        """Most children of a node."""
+        return self.shape.width
+
+    def begin(self, target: Verifier, seq: Sequences) -> None:
+        """Forget the last generation. Raises ValueError where the head does not fit the target."""
+        if target.model is None:
+            raise ValueError(
+                "the target's embedding and head are out of this drafter's reach: keep it in the target's process"
+            )
+        network = target.model.network
+        parts = Parts.of(network)
+        if self.model is None or self._parts is None or not self._parts.same(parts):
+            self.head.check(parts)
+            self._taps = self.head.taps(parts.depth)
+            self._parts, self.model = parts, model_of(self.head, parts, network.brief)
+        self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)
+
+    def draft(self, context: Context, noise: Noise) -> Draft:
+        """A chain or a tree for every row."""
+        self._model.see(context.advice)
+        return self.shape.draft(self._model, context, noise, self._model.vocab_size)
+
+    def look(self, context: Context, window: Draft) -> Tensor:
+        """See ``ModelDrafter``."""
+        self._model.see(context.advice)
+        return self.shape.look(self._model, context, window, self._model.vocab_size)
+
+    def resume(self, context: Context, window: Draft, own_BMV: Tensor, noise: Noise) -> Draft:
+        """See ``ModelDrafter``."""
+        return self.shape.resume(self._model, context, window, own_BMV, noise, self._model.vocab_size)
+
+    def branch(self, context: Context, window: Draft, outcomes: Hypotheses, noise: Noise) -> Draft:
+        """See ``ModelDrafter``."""
+        return self.shape.branch(self._model, context, window, outcomes, noise, self._model.vocab_size)
+
+    @property
+    def _model(self) -> FeatureModel:
+        if self.model is None:
+            raise RuntimeError("draft comes after begin")
+        return self.model
+
+
+def model_of(head: FeatureHead, parts: Parts, brief: bool) -> FeatureModel:
+    """A head with a cache, on the target's device and in its type."""
+    module: Any = cast(nn.Module, head)
+    like = parts.weight
+    if any((weight.device, weight.dtype) != (like.device, like.dtype) for weight in module.parameters()):
+        module = copy.deepcopy(module).to(like.device, like.dtype)
+    return FeatureModel(FeatureNetwork(module.eval(), parts, None, brief))

@@ -1,0 +1,140 @@
+"""Decoder layers for draft heads: transformers' own, with an attention that drafts and trains.
+
+B rows, W tokens of one forward, S slots that are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, LlamaConfig
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
+
+from specdec.runtime.attention import Window, attend
+
+ATTENTION = "specdec-head"
+
+
+def attend_either(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    window: Window | None = None,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Over our cache where a ``window`` says so; else over what is given, which has gradients.
+
+    Args:
+        query: [B, heads, W, size]; key, value: [B, key-value heads, S, size].
+        attention_mask: bool [B or 1, 1, W, S]; None is the triangle of a text.
+    """
+    if window is not None:
+        return attend(module, query, key, value, attention_mask, scaling, window=window, **others)
+    out = scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=attention_mask,
+        is_causal=attention_mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, attend_either)
+
+
+def layer_config(settings: Mapping[str, Any]) -> LlamaConfig:
+    """Sizes of a draft head's layers, from its ``config.json``. Raises ValueError where they make no sense."""
+    known = {name: value for name, value in settings.items() if name not in ("architectures", "model_type")}
+    try:
+        config = LlamaConfig.from_dict(known)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"the sizes of the draft head's layers make no sense: {error}") from error
+    config._attn_implementation_internal = ATTENTION
+    return config
+
+
+class Layers(nn.ModuleList):
+    """Plain decoder layers, one behind the other.
+
+    Args:
+        config: their sizes; see ``layer_config``.
+        bare: whether the first has no norm before its attention, as where features are no residual stream.
+    """
+
+    def __init__(self, config: LlamaConfig, bare: bool = False) -> None:
+        super().__init__(LlamaDecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        if bare:
+            first: Any = self[0]
+            first.input_layernorm = nn.Identity()
+
+    def forward(self, states_BWX: Tensor, angles: tuple[Tensor, Tensor], **attention: Any) -> Tensor:
+        """[B, W, hidden] behind the last layer, before any norm; ``attention``: see ``attend_either``."""
+        for layer in self:
+            states_BWX = layer(states_BWX, position_embeddings=angles, **attention)
+        return states_BWX
+
+
+class PairLayer(nn.Module):
+    """A decoder layer whose attention reads a token's embedding and a state side by side (EAGLE-3, 2503.01840).
+
+    Args:
+        config: its sizes; see ``layer_config``.
+        norm_before_residual: whether the state goes into the residual stream as it is read, normed.
+    """
+
+    def __init__(self, config: LlamaConfig, norm_before_residual: bool = False) -> None:
+        super().__init__()
+        self.self_attn = LlamaAttention(config, layer_idx=0)
+        for name in ("q_proj", "k_proj", "v_proj"):
+            before: nn.Linear = getattr(self.self_attn, name)
+            wider = nn.Linear(2 * before.in_features, before.out_features, bias=before.bias is not None)
+            setattr(self.self_attn, name, wider)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = rms_norm(config)
+        self.hidden_norm = rms_norm(config)
+        self.post_attention_layernorm = rms_norm(config)
+        self.norm_before_residual = norm_before_residual
+
+    def forward(
+        self, embedded_BWX: Tensor, states_BWX: Tensor, angles: tuple[Tensor, Tensor], **attention: Any
+    ) -> Tensor:
+        """[B, W, hidden] behind the layer, before any norm; ``attention``: see ``attend_either``."""
+        normed_BWX = self.hidden_norm(states_BWX)
+        pair_BWX = torch.cat([self.input_layernorm(embedded_BWX), normed_BWX], -1)
+        attention.setdefault("attention_mask", None)
+        attended_BWX, _ = self.self_attn(hidden_states=pair_BWX, position_embeddings=angles, **attention)
+        stream_BWX = (normed_BWX if self.norm_before_residual else states_BWX) + attended_BWX
+        return stream_BWX + self.mlp(self.post_attention_layernorm(stream_BWX))
+
+
+class Rotary(LlamaRotaryEmbedding):
+    """Angles of positions; they stay exact whatever type the weights take."""
+
+    inv_freq: Tensor
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Rotary:
+        exact = self.inv_freq
+        super()._apply(fn, recurse)
+        self.inv_freq = exact.to(self.inv_freq.device)
+        return self
+
+
+def rms_norm(config: LlamaConfig) -> nn.Module:
+    """A norm of the layers' kind."""
+    return LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)

@@ -1,0 +1,169 @@
+"""EAGLE-3 drafts are what its published forward gives, chain and tree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import llama, plain_greedy, random_prompt
+from torch.nn.functional import silu
+
+import specdec
+from drafters import Eagle3Drafter
+from drafters.eagle3 import Eagle3Head
+from specdec import Sampling
+from verifiers import FullVerifier
+
+LAYERS = (1, 2, 4)
+SETTINGS = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 128,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+}
+KNOWN = torch.arange(0, 128, 2)  # of the draft vocabulary
+
+
+@pytest.fixture(scope="module")
+def target():
+    return llama()
+
+
+@pytest.fixture(scope="module")
+def head():
+    torch.manual_seed(3)
+    made = Eagle3Head(SETTINGS, 32, KNOWN, LAYERS, embeds=True)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    return made
+
+
+def normed(x, weight):
+    return weight * x / (x.square().mean(-1, keepdim=True) + SETTINGS["rms_norm_eps"]).sqrt()
+
+
+def rotated(x_HSE):
+    half, length = x_HSE.shape[-1] // 2, x_HSE.shape[-2]
+    turn_SE = torch.arange(length)[:, None] * 10000.0 ** (-torch.arange(half) / half)
+    left, right = x_HSE.split(half, -1)
+    cos, sin = turn_SE.cos(), turn_SE.sin()
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
+
+
+@torch.no_grad()
+def published(weights, embedded_SX, feature_SX):
+    """The layer over all pairs of a row, without a cache."""
+    part = {name.removeprefix("midlayer."): value for name, value in weights.items()}
+    normed_SX = normed(feature_SX, part["hidden_norm.weight"])
+    pair = torch.cat([normed(embedded_SX, part["input_layernorm.weight"]), normed_SX], -1)
+    q, k, v = (
+        (pair @ part[f"self_attn.{name}_proj.weight"].T).unflatten(-1, (-1, 8)).transpose(0, 1) for name in "qkv"
+    )
+    q, k, v = rotated(q), rotated(k).repeat_interleave(2, 0), v.repeat_interleave(2, 0)
+    scores = (q @ k.transpose(1, 2)) / 8**0.5
+    hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
+    mixed = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v
+    stream = feature_SX + mixed.transpose(0, 1).flatten(1) @ part["self_attn.o_proj.weight"].T
+    inner = normed(stream, part["post_attention_layernorm.weight"])
+    gate, up = inner @ part["mlp.gate_proj.weight"].T, inner @ part["mlp.up_proj.weight"].T
+    return stream + (silu(gate) * up) @ part["mlp.down_proj.weight"].T
+
+
+@torch.no_grad()
+def reference(head, target, row, drafted):
+    """[N + 1, D] logits after a row, and after each of some drafted tokens."""
+    weights = head.state_dict()
+    states = target(torch.tensor([row]), output_hidden_states=True, use_cache=False).hidden_states
+    last = []
+    hook = target.model.layers[-1].register_forward_hook(lambda *call: last.append(call[2]))
+    target(torch.tensor([row]), use_cache=False)
+    hook.remove()
+    tapped = [(last[0] if layer == 4 else states[layer])[0, :-1] for layer in LAYERS]
+    features, tokens, logits = torch.cat(tapped, -1) @ weights["fc.weight"].T, list(row[1:]), []
+    for token in [*drafted, None]:
+        own = published(weights, weights["embed_tokens.weight"][tokens], features)
+        logits.append(normed(own[-1], weights["norm.weight"]) @ weights["lm_head.weight"].T)
+        if token is not None:
+            tokens, features = [*tokens, token], torch.cat([features, own[-1:]])
+    return torch.stack(logits)
+
+
+class Watched(Eagle3Drafter):
+    """Notes the rows it was asked about, and its drafts."""
+
+    def draft(self, context, noise):
+        made = super().draft(context, noise)
+        self.seen.append((context.row(0), made))
+        return made
+
+
+def watched(target, head, prompt, new=24, sampling=None, **shape):
+    drafter = Watched(head, **shape)
+    drafter.seen = []
+    result = specdec.generate(FullVerifier(target), drafter, prompt, new, sampling=sampling)
+    assert not result.metrics.faults
+    return result, drafter.seen
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_a_chain_is_the_published_forwards(target, head, length):
+    prompt = random_prompt(9, 1)
+    result, seen = watched(target, head, prompt, length=length)
+    assert result.row() == plain_greedy(target, prompt, 24) and len(seen) > 5
+    for row, draft in seen:
+        tokens = draft.tokens[0].tolist()
+        logits = reference(head, target, row, tokens)[:-1]
+        assert KNOWN[logits.argmax(-1)].tolist() == tokens[: len(logits)]
+
+
+def test_laws_are_the_published_forwards(target, head):
+    _, seen = watched(target, head, random_prompt(7, 2), sampling=Sampling(temperature=1.0), length=3)
+    for row, draft in seen:
+        expected = reference(head, target, row, draft.tokens[0].tolist())[:-1].softmax(-1)
+        assert torch.allclose(draft.laws[0][:, KNOWN], expected, atol=1e-5)
+        assert draft.laws[0].sum(-1) == pytest.approx(torch.ones(draft.size).numpy(), abs=1e-5)
+
+
+def test_a_tree_follows_its_paths(target, head):
+    prompt = random_prompt(8, 3)
+    result, seen = watched(target, head, prompt, length=3, width=2)
+    assert result.row() == plain_greedy(target, prompt, 24)
+    for row, draft in seen:
+        tokens, parents = draft.tokens[0].tolist(), draft.parents[0].tolist()
+        for node, parent in enumerate(parents):
+            path, at = [], parent
+            while at >= 0:
+                path.insert(0, tokens[at])
+                at = parents[at]
+            best = KNOWN[reference(head, target, row, path)[-1].topk(2).indices].tolist()
+            assert tokens[node] in best
+
+
+def test_rows_of_a_batch_do_not_touch_each_other(target, head):
+    prompts = [random_prompt(9, 1), random_prompt(1, 2), random_prompt(5, 3)]
+    together = specdec.generate(FullVerifier(target), Eagle3Drafter(head, length=3), prompts, 20)
+    for index, prompt in enumerate(prompts):
+        alone = specdec.generate(FullVerifier(target), Eagle3Drafter(head, length=3), prompt, 20)
+        rounds = [(e.accepted, e.committed) for e in together.trace.rounds if e.row == index]
+        assert together.row(index) == alone.row() == plain_greedy(target, prompt, 20)
+        assert rounds == [(e.accepted, e.committed) for e in alone.trace.rounds]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"target_hidden": 48}, "hidden size of 48, but this one has 32"),
+        ({"settings": {**SETTINGS, "vocab_size": 512}, "ids": None}, "vocabulary of 512, but this one has 128"),
+        ({"layers": (2, 5, 9)}, r"behind layers \(2, 5, 9\), but the target has 4"),
+        ({"embeds": False}, "no embedding of its own"),
+    ],
+)
+def test_a_head_of_another_target_is_refused(target, options, said):
+    made = {"settings": SETTINGS, "target_hidden": 32, "ids": KNOWN, "layers": LAYERS, "embeds": True, **options}
+    with pytest.raises(ValueError, match=said):
+        specdec.generate(FullVerifier(target), Eagle3Drafter(Eagle3Head(**made)), [1, 2], 4)
