@@ -65,9 +65,9 @@ class Network:
         return int(head.weight.shape[0]) if head is not None else int(self.config.vocab_size)
 
     @property
-    def hidden_size(self) -> int:
-        """Width of the states that the head reads."""
-        return int(self.module.get_output_embeddings().weight.shape[1])
+    def head_weight(self) -> Tensor:
+        """[V, hidden], of the head; hidden is the width of the states that it reads."""
+        return self.module.get_output_embeddings().weight
 
     @property
     def max_positions(self) -> int | None:

@@ -105,7 +105,7 @@ class TestEnds:
             normed = network.norm(last)
             close(normed, plain.hidden_states[-1])
             close(network.head(normed), plain.logits)
-            assert normed.shape[-1] == network.hidden_size
+            assert network.head_weight.shape == (plain.logits.shape[-1], normed.shape[-1])
             assert torch.equal(network.embed(row_1S), module.get_input_embeddings()(row_1S))
 
     def test_who_watches_the_model_does_not_hear_of_it(self) -> None:
