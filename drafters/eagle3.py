@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from drafters.feature_drafter import FeatureDrafter
+from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_layers import PairLayer, Rotary, layer_config, rms_norm
-from specdec.runtime.parts import Parts
 from specdec.types import Tap
 
 
@@ -81,40 +81,40 @@ class Eagle3Head(nn.Module):
             raise ValueError(f"the head reads states behind layers {tuple(layers)}, but the target has {depth}")
         return tuple(Tap(layer) for layer in layers)
 
-    def check(self, parts: Parts) -> None:
+    def check(self, target: Network) -> None:
         """See ``FeatureHead``."""
         hidden = self.fc.in_features // (3 if self.layers is None else len(self.layers))
         for name, ours, theirs in (
-            ("hidden size", hidden, parts.hidden),
-            ("vocabulary", self.vocab_size, parts.vocab_size),
+            ("hidden size", hidden, target.head_weight.shape[1]),
+            ("vocabulary", self.vocab_size, target.vocab_size),
         ):
             if ours != theirs:
                 raise ValueError(
                     f"the head was made for a target with a {name} of {ours}, but this one has {theirs}"
                 )
-        if self.embed_tokens is None and self.width != parts.hidden:
+        if self.embed_tokens is None and self.width != target.head_weight.shape[1]:
             raise ValueError(
                 f"the head has a hidden size of {self.width} and no embedding of its own, but the target's is "
-                f"{parts.hidden} wide: take a checkpoint with embed_tokens"
+                f"{target.head_weight.shape[1]} wide: take a checkpoint with embed_tokens"
             )
 
-    def feature(self, states: Mapping[Tap, Tensor], parts: Parts) -> Tensor:
+    def feature(self, states: Mapping[Tap, Tensor], target: Network) -> Tensor:
         """See ``FeatureHead``."""
-        side_by_side = torch.cat([states[tap] for tap in self.taps(parts.depth)], -1)
+        side_by_side = torch.cat([states[tap] for tap in self.taps(target.depth)], -1)
         return self.fc(side_by_side.to(self.fc.weight.dtype))
 
     def read(
-        self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, parts: Parts, **attention: Any
+        self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Network, **attention: Any
     ) -> Tensor:
         """See ``FeatureHead``."""
-        embedding = parts.embedding if self.embed_tokens is None else self.embed_tokens
+        embedding = target.embed if self.embed_tokens is None else self.embed_tokens
         embedded_BWX = embedding(tokens_BW).to(features_BWX.dtype)
         return self.midlayer(embedded_BWX, features_BWX, self.rotary(features_BWX, positions_BW), **attention)
 
-    def logits(self, own_BWX: Tensor, parts: Parts) -> Tensor:
+    def logits(self, own_BWX: Tensor, target: Network) -> Tensor:
         """See ``FeatureHead``."""
         logits_BWD = self.lm_head(self.norm(own_BWX))
-        if logits_BWD.shape[-1] == parts.vocab_size:
+        if logits_BWD.shape[-1] == target.vocab_size:
             return logits_BWD
-        logits_BWV = logits_BWD.new_full((*logits_BWD.shape[:2], parts.vocab_size), -torch.inf)
+        logits_BWV = logits_BWD.new_full((*logits_BWD.shape[:2], target.vocab_size), -torch.inf)
         return logits_BWV.index_copy(2, self.ids, logits_BWD)

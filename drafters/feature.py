@@ -18,7 +18,6 @@ from specdec.runtime import CachedModel
 from specdec.runtime.feed import Feed
 from specdec.runtime.huggingface import Network
 from specdec.runtime.model import Scores
-from specdec.runtime.parts import Parts
 from specdec.runtime.readout import Glance
 from specdec.types import Advice, Tap
 
@@ -40,21 +39,21 @@ class FeatureHead(Protocol):
         """The states that it reads of a target with so many layers. Raises ValueError where it has too few."""
         ...
 
-    def check(self, parts: Parts) -> None:
+    def check(self, target: Network) -> None:
         """Raises ValueError unless it was made for such a target."""
         ...
 
-    def feature(self, states: Mapping[Tap, Tensor], parts: Parts) -> Tensor:
+    def feature(self, states: Mapping[Tap, Tensor], target: Network) -> Tensor:
         """The target's states [..., hidden] as one feature [..., X]."""
         ...
 
     def read(
-        self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, parts: Parts, **attention: Any
+        self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Network, **attention: Any
     ) -> Tensor:
         """[B, W, X]: what it makes of each pair, which is the feature of whatever follows."""
         ...
 
-    def logits(self, own_BWX: Tensor, parts: Parts) -> Tensor:
+    def logits(self, own_BWX: Tensor, target: Network) -> Tensor:
         """[B, W, V] over the target's ids, from what it made; -inf for those it does not know."""
         ...
 
@@ -64,9 +63,13 @@ class FeatureNetwork:
     """A head and what it borrows of its target, as a cached model sees it."""
 
     head: FeatureHead
-    parts: Parts
-    max_positions: int | None
-    brief: bool
+    target: Network
+    max_positions = None  # its positions are relative
+
+    @property
+    def brief(self) -> bool:
+        """See ``Network``: its attention is the target's."""
+        return self.target.brief
 
     @property
     def module(self) -> nn.Module:
@@ -81,12 +84,12 @@ class FeatureNetwork:
     @property
     def vocab_size(self) -> int:
         """V."""
-        return self.parts.vocab_size
+        return self.target.vocab_size
 
     @property
     def device(self) -> torch.device:
         """Where it runs."""
-        return self.parts.weight.device
+        return self.target.device
 
 
 class FeatureModel(CachedModel):
@@ -106,6 +109,10 @@ class FeatureModel(CachedModel):
         self._given = torch.zeros(0, 0, 0)  # [B, slots + 1, X], by position of the token
         self._made = torch.zeros(0, 0, 0)  # [B, slots + 1, X], by slot
 
+    def serves(self, target: Network) -> bool:
+        """Whether it borrows of a target with these very weights."""
+        return self._head.target.head_weight is target.head_weight and self._head.target.depth == target.depth
+
     def begin(self, rows: int, slots: int, longest: int | None = None, stay: bool = False) -> None:
         """Forget everything; see ``CachedModel.begin``."""
         super().begin(rows, slots, longest, stay)
@@ -117,7 +124,7 @@ class FeatureModel(CachedModel):
         """Take the target's states of newly committed tokens; pairs that were read without them are read again."""
         if advice is None:
             return
-        feature_BKX = self._head.head.feature(advice.states, self._head.parts)
+        feature_BKX = self._head.head.feature(advice.states, self._head.target)
         real_BK = advice.positions >= 0
         place_BK = torch.where(real_BK, advice.positions, self.memory.cache.trash)
         row_B1 = torch.arange(len(place_BK), device=place_BK.device)[:, None]
@@ -154,10 +161,10 @@ class FeatureModel(CachedModel):
         window, network = what.window(self.memory.cache), self._head
         feature_BWX = self._features(what)
         attention = {"window": window}
-        own_BWX = network.head.read(what.tokens, feature_BWX, what.positions, network.parts, **attention)
+        own_BWX = network.head.read(what.tokens, feature_BWX, what.positions, network.target, **attention)
         row_B1 = torch.arange(len(window.slots), device=window.slots.device)[:, None]
         self._made[row_B1, window.slots] = own_BWX
-        return Scores(network.head.logits(own_BWX[:, -keep:], network.parts))
+        return Scores(network.head.logits(own_BWX[:, -keep:], network.target))
 
     def _features(self, what: Feed) -> Tensor:
         """[B, W, X]: the target's behind committed tokens, the head's own behind nodes."""
@@ -178,7 +185,7 @@ class FeatureModel(CachedModel):
         for name in ("_given", "_made"):
             held: Tensor = getattr(self, name)
             if held.shape[0] != rows:
-                setattr(self, name, self._head.parts.weight.new_zeros(rows, slots, self._head.head.width))
+                setattr(self, name, self._head.target.head_weight.new_zeros(rows, slots, self._head.head.width))
             elif held.shape[1] < slots:
                 setattr(self, name, pad(held, (0, 0, 0, slots - held.shape[1])))
 

@@ -15,7 +15,7 @@ from drafters.model import Shape
 from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
 from specdec.protocols import Verifier
-from specdec.runtime.parts import Parts
+from specdec.runtime.huggingface import Network
 from specdec.sequences import Sequences
 from specdec.types import Context, Draft, Tap
 
@@ -38,7 +38,6 @@ class FeatureDrafter:
     def __init__(self, head: FeatureHead, length: int = 5, width: int = 1, nodes: int | None = None) -> None:
         self.head, self.shape = head, Shape(length, width, nodes)
         self.model: FeatureModel | None = None
-        self._parts: Parts | None = None
         self._taps: tuple[Tap, ...] = ()
 
     @property
@@ -68,11 +67,9 @@ class FeatureDrafter:
                 "the target's embedding and head are out of this drafter's reach: keep it in the target's process"
             )
         network = target.model.network
-        parts = Parts.of(network)
-        if self.model is None or self._parts is None or not self._parts.same(parts):
-            self.head.check(parts)
-            self._taps = self.head.taps(parts.depth)
-            self._parts, self.model = parts, model_of(self.head, parts, network.brief)
+        if self.model is None or not self.model.serves(network):
+            self.head.check(network)
+            self._taps, self.model = self.head.taps(network.depth), model_of(self.head, network)
         self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)
 
     def draft(self, context: Context, noise: Noise) -> Draft:
@@ -100,10 +97,9 @@ class FeatureDrafter:
         return self.model
 
 
-def model_of(head: FeatureHead, parts: Parts, brief: bool) -> FeatureModel:
+def model_of(head: FeatureHead, target: Network) -> FeatureModel:
     """A head with a cache, on the target's device and in its type."""
     module: Any = cast(nn.Module, head)
-    like = parts.weight
-    if any((weight.device, weight.dtype) != (like.device, like.dtype) for weight in module.parameters()):
-        module = copy.deepcopy(module).to(like.device, like.dtype)
-    return FeatureModel(FeatureNetwork(module.eval(), parts, None, brief))
+    if any((weight.device, weight.dtype) != (target.device, target.dtype) for weight in module.parameters()):
+        module = copy.deepcopy(module).to(target.device, target.dtype)
+    return FeatureModel(FeatureNetwork(module.eval(), target))

@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    PreTrainedModel,
-)
+from transformers import AttentionInterface, PreTrainedModel
 
 from specdec.runtime.attention import Window, attend
 from specdec.runtime.compiled import CompiledLayers
-from specdec.runtime.huggingface_views import layer_list, with_layers
+from specdec.runtime.huggingface_views import attending, layer_list, run, unheard, with_layers, without_decoder
 from specdec.runtime.readout import Glance, Stand
 from specdec.runtime.support import refuse_unsupported
 from specdec.types import Tap
@@ -58,7 +55,7 @@ class Network:
         # Whether attention takes a ``Sight`` in place of a mask: where our kernels run.
         self.brief = False
         self.compiled: CompiledLayers | None = None
-        self.tuples = False  # whether layers answer with tuples
+        self._tuples = False  # whether layers answer with tuples
         self._outlets: dict[torch.device, Network] = {}
 
     @property
@@ -66,6 +63,11 @@ class Network:
         """V, width of the logits."""
         head = self.module.get_output_embeddings()
         return int(head.weight.shape[0]) if head is not None else int(self.config.vocab_size)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, hidden], of the head; hidden is the width of the states that it reads."""
+        return self.module.get_output_embeddings().weight
 
     @property
     def max_positions(self) -> int | None:
@@ -113,7 +115,8 @@ class Network:
             window.written.update(range(self.depth))
             caches = [(window.cache.keys[layer], window.cache.values[layer]) for layer in range(self.depth)]
             return self.lean(tokens_BW, positions_BW, window.slots, caches, window.sight, keep, taps, glance)
-        with self._our_attention(), self._compiling(window), self._tapping(taps, glance) as states:
+        ours = attending(self._configs, ATTENTION)
+        with ours, self._compiling(window), self._tapping(taps, glance) as states:
             answer = self.module(
                 input_ids=tokens_BW,
                 position_ids=positions_BW,
@@ -123,16 +126,32 @@ class Network:
             )
         return answer.logits, states
 
+    def embed(self, tokens_BW: Tensor) -> Tensor:
+        """The model's own embeddings [B, W, hidden] of tokens, without those of positions if it has them."""
+        return self.module.get_input_embeddings()(tokens_BW)
+
+    def norm(self, state_BWX: Tensor) -> Tensor:
+        """States [B, W, hidden] as the head reads them, from states behind the last layer.
+
+        Whatever a model has there, for most a final norm: the last entry of Hugging Face's ``hidden_states``.
+        """
+        if self.lean is not None:
+            return self.lean.normed(state_BWX)
+        return run(self._behind(state_BWX).get_decoder(), state_BWX).last_hidden_state
+
+    def head(self, state_BWX: Tensor) -> Tensor:
+        """Logits [B, W, V] of the model's own head on states that ``norm`` gave, scaled or capped as it does."""
+        return run(without_decoder(self.module, state_BWX), state_BWX).logits
+
     def read_out(self, state_BWX: Tensor) -> Tensor:
         """Logits [B, W, V] of the model's own norm and head on states from behind any layer, before the norm."""
         if self.lean is not None:
             return self.lean.read_out(state_BWX)
-        stand = Stand(self._layers[-1], state_BWX, self.tuples)
-        module = with_layers(self.module, layer_list(self.module, self.config.num_hidden_layers)[0], [stand])
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            hooks.clear()  # who watches the model's steps does not mean this one
-        tokens_BW = torch.zeros(state_BWX.shape[:2], dtype=torch.int64, device=state_BWX.device)
-        return module(input_ids=tokens_BW, use_cache=False).logits
+        return run(self._behind(state_BWX), state_BWX).logits
+
+    def _behind(self, state_BWX: Tensor) -> Any:
+        name, _ = layer_list(self.module, self.config.num_hidden_layers)
+        return unheard(with_layers(self.module, name, [Stand(self._layers[-1], state_BWX, self._tuples)]))
 
     def outlet(self, device: torch.device) -> Network:
         """What can ``read_out`` as this one does, and no more, on another device: copies of norm and head."""
@@ -194,17 +213,6 @@ class Network:
         return nullcontext() if self.compiled is None or window.sight is None else self.compiled(self._layers)
 
     @contextmanager
-    def _our_attention(self) -> Iterator[None]:
-        before = [(config, config._attn_implementation_internal) for config in self._configs]
-        for config, _ in before:
-            config._attn_implementation_internal = ATTENTION
-        try:
-            yield
-        finally:
-            for config, implementation in before:
-                config._attn_implementation_internal = implementation
-
-    @contextmanager
     def _tapping(self, taps: tuple[Tap, ...], glance: Glance | None) -> Iterator[dict[Tap, Tensor]]:
         states: dict[Tap, Tensor] = {}
         with ExitStack() as stack:
@@ -225,7 +233,7 @@ class Network:
             return self._layers[0].register_forward_pre_hook(before, with_kwargs=True)
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self.tuples = isinstance(output, tuple)
+            self._tuples = isinstance(output, tuple)
             take(output[0] if isinstance(output, tuple) else output)
 
         return self._layers[layer - 1].register_forward_hook(after)

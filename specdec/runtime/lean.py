@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, rms_norm
 
 from specdec.runtime.kernels.attention import attend
 from specdec.runtime.kernels.linear import linear
@@ -108,6 +108,10 @@ class LeanNetwork:
     def outlet(self, device: torch.device) -> LeanNetwork:
         """Norm and head alone, on another device."""
         return replace(self, layers=(), norm=self.norm.to(device), head=self.head.to(device))
+
+    def normed(self, state_BWX: Tensor) -> Tensor:
+        """States [B, W, hidden] behind the final norm."""
+        return rms_norm(state_BWX, self.norm.shape, self.norm, self.epsilon)
 
     def read_out(self, state_BWX: Tensor) -> Tensor:
         """Logits [B, W, V] of norm and head on states [B, W, hidden]."""

@@ -55,13 +55,16 @@ def rows(tmp_path: Path) -> Path:
     return file
 
 
-def composed(group: str, option: str, rows: Path, tiny_model_dir: Path) -> DictConfig:
+def composed(group: str, option: str, rows: Path, tiny_model_dir: Path, tiny_heads: dict[str, Path]) -> DictConfig:
     """The whole configuration with one option chosen and everything set that it leaves to the user."""
     overrides = [f"{group}={option}", f"target={tiny_model_dir}", "device=cpu", "dtype=float32"]
     if (group == "data" and option != "demo") or option == "spec_bench":
         overrides.append(f"data.path={rows}")
     if option.startswith("model"):
         overrides.append(f"drafter.model={tiny_model_dir}")
+    heads = option.removesuffix("_tree")
+    if heads in tiny_heads:
+        overrides.append(f"drafter.weights={tiny_heads[heads]}")
     if option.startswith("synthetic"):  # the others take gigabytes
         overrides.append("drafter.model=synthetic/tiny")
     return compose("config", overrides)
@@ -69,9 +72,14 @@ def composed(group: str, option: str, rows: Path, tiny_model_dir: Path) -> DictC
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=map("/".join, OPTIONS))
 def test_composes_and_makes_its_parts(
-    group: str, option: str, rows: Path, tiny_model_dir: Path, verifier: FullVerifier
+    group: str,
+    option: str,
+    rows: Path,
+    tiny_model_dir: Path,
+    tiny_heads: dict[str, Path],
+    verifier: FullVerifier,
 ) -> None:
-    config = composed(group, option, rows, tiny_model_dir)
+    config = composed(group, option, rows, tiny_model_dir, tiny_heads)
     check(config)
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     made = arms(config, option if group == "drafter" else "training_free", verifier)

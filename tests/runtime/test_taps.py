@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, LAYERS, perturbed, random_prompt
+from families import FAMILIES, LAYERS, gemma3_with_vision, perturbed, random_prompt
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -88,6 +88,45 @@ class TestConvention:
         scores = model.advance(torch.tensor([[1, 2, 3]]), torch.tensor([3]))
         assert scores.states == {}
         assert scores.positions is None
+
+
+class TestEnds:
+    """What lies before and behind the layers, each part alone."""
+
+    @pytest.mark.parametrize("family", [*FAMILIES, "with vision"])
+    def test_norm_and_head_are_what_hugging_face_does_behind_the_last_layer(self, family: str) -> None:
+        module = FAMILIES[family]() if family in FAMILIES else gemma3_with_vision()
+        model = load(module).model
+        network, row_1S = model.network, torch.tensor([ROWS[2]])
+        model.begin(1, 32)
+        last = model.advance(row_1S, torch.tensor([row_1S.shape[1]]), taps=(Tap(LAYERS),)).states[Tap(LAYERS)]
+        with torch.no_grad():
+            plain = module(input_ids=row_1S, use_cache=False, output_hidden_states=True)
+            normed = network.norm(last)
+            close(normed, plain.hidden_states[-1])
+            close(network.head(normed), plain.logits)
+            assert network.head_weight.shape == (plain.logits.shape[-1], normed.shape[-1])
+            assert torch.equal(network.embed(row_1S), module.get_input_embeddings()(row_1S))
+
+    def test_who_watches_the_model_does_not_hear_of_it(self) -> None:
+        module = FAMILIES["llama"]()
+        network, state_BWX = load(module).model.network, torch.randn(1, 2, 32)
+        module.register_forward_hook(lambda *_: pytest.fail("this is no step of the model"))
+        network.head(network.norm(state_BWX))
+
+    def test_the_fused_norm_is_the_model_s(self) -> None:
+        pytest.importorskip("triton")
+        from specdec.runtime.fuse import packed
+
+        module, state_BWX = FAMILIES["llama"](), torch.randn(2, 3, 32)
+        lean = packed(module, module.config)
+        with torch.no_grad():
+            close(lean.normed(state_BWX), module.model.norm(state_BWX))
+
+    def test_a_loss_behind_the_head_reaches_what_is_before_it(self) -> None:
+        module, state_BWX = FAMILIES["gemma3-hybrid"](), torch.randn(1, 2, 32, requires_grad=True)
+        load(module).model.network.head(state_BWX).sum().backward()
+        assert state_BWX.grad is not None and state_BWX.grad.abs().sum() > 0
 
 
 class TestOutlet:
