@@ -1,5 +1,6 @@
 """Ways to propose tokens, one method per file."""
 
+from drafters.eagle import EagleDrafter
 from drafters.eagle3 import Eagle3Drafter
 from drafters.early_exit import EarlyExitDrafter
 from drafters.hydra import HydraDrafter
@@ -13,6 +14,7 @@ from drafters.synthetic import SyntheticDrafter
 
 __all__ = [
     "Eagle3Drafter",
+    "EagleDrafter",
     "EarlyExitDrafter",
     "HydraDrafter",
     "MedusaDrafter",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from families import llama, plain_greedy, random_prompt
+from safetensors.torch import save_file
 from torch.nn.functional import silu
 
 import specdec
 from drafters import Eagle3Drafter
-from drafters.eagle3 import Eagle3Head
-from specdec import Sampling
+from drafters.eagle3_head import Eagle3Head
+from specdec import Sampling, Tap
 from verifiers import FullVerifier
 
 LAYERS = (1, 2, 4)
@@ -167,3 +170,102 @@ def test_a_head_of_another_target_is_refused(target, options, said):
     made = {"settings": SETTINGS, "target_hidden": 32, "ids": KNOWN, "layers": LAYERS, "embeds": True, **options}
     with pytest.raises(ValueError, match=said):
         specdec.generate(FullVerifier(target), Eagle3Drafter(Eagle3Head(**made)), [1, 2], 4)
+
+
+def on_disk(head, folder, layout, **changes):
+    """A checkpoint as its authors write it: names and sizes only, from the published description."""
+    weights = head.state_dict()
+    plain = layout != "eagle3"
+    tensors = {name.replace("midlayer.", "layers.0." if plain else "midlayer."): w for name, w in weights.items()}
+    tensors["d2t"] = KNOWN - torch.arange(len(KNOWN))
+    tensors["t2d"] = torch.isin(torch.arange(128), KNOWN)
+    config = {"draft_vocab_size": len(KNOWN), "target_hidden_size": 32}
+    if layout == "modelopt":
+        del tensors["t2d"]
+        config |= {**SETTINGS, "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 3]}}
+    elif layout == "speculators":
+        config |= {"transformer_layer_config": SETTINGS, "eagle_aux_hidden_state_layer_ids": [1, 2, 4]}
+        config |= {"speculators_model_type": "eagle3", "norm_before_residual": False}
+    else:
+        config |= {
+            **SETTINGS,
+            "eagle_aux_hidden_state_layer_ids": [1, 2, 4],
+            "architectures": ["LlamaForCausalLM"],
+        }
+    tensors = {name: value for name, value in {**tensors, **changes}.items() if value is not None}
+    folder.mkdir(exist_ok=True)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["eagle3", "modelopt", "speculators"])
+def test_public_layouts_load_to_the_same_drafts(target, head, tmp_path, layout):
+    prompt = random_prompt(9, 1)
+    _, expected = watched(target, head, prompt, length=3)
+    _, seen = watched(target, on_disk(head, tmp_path / "head", layout), prompt, length=3)
+    assert [draft.tokens.tolist() for _, draft in seen] == [draft.tokens.tolist() for _, draft in expected]
+
+
+@pytest.mark.parametrize("layout", ["eagle3", "speculators"])
+def test_what_is_saved_loads_to_the_same_weights(head, tmp_path, layout):
+    head.save(tmp_path / layout, layout, target="tiny")
+    again = Eagle3Head.load(tmp_path / layout)
+    assert again.ids.tolist() == KNOWN.tolist() and tuple(again.layers) == LAYERS
+    assert again.target_hidden == 32 and again.midlayer.norm_before_residual is False
+    for name, weight in head.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    again.save(tmp_path / "again", layout, target="tiny")
+    first, second = (tmp_path / folder / "model.safetensors" for folder in (layout, "again"))
+    assert first.read_bytes() == second.read_bytes()
+    with pytest.raises(ValueError, match="layout must be one of eagle3, speculators, not 'gguf'"):
+        head.save(tmp_path / "no", "gguf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"midlayer.self_attn.q_proj.weight": None}, "lacks midlayer.self_attn.q_proj.weight"),
+        ({"more.weight": torch.zeros(2)}, "belong nowhere .more.weight"),
+        ({"norm.weight": torch.zeros(7)}, r"norm.weight in .* has shape \[7\] where \[24\] is needed"),
+        ({"d2t": None}, "lacks d2t: its head knows 64 of 128 tokens"),
+        ({"t2d": torch.ones(128, dtype=torch.bool)}, "d2t and t2d in .* disagree"),
+    ],
+)
+def test_every_tensor_is_accounted_for(head, tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said):
+        Eagle3Head.load(on_disk(head, tmp_path, "eagle3", **changes))
+
+
+def test_a_checkpoint_without_sizes_is_refused(head, tmp_path):
+    folder = on_disk(head, tmp_path, "eagle3")
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"no config.json beside .* that gives the head's sizes"):
+        Eagle3Drafter(folder)
+
+
+def test_the_training_time_test_teaches_what_drafting_does(target, head):
+    """Step j of the losses is the cross-entropy of the token j behind, drafted with j features of its own."""
+    row = random_prompt(12, 5)
+    network = FullVerifier(target).model.network
+    tokens = torch.tensor([row])
+    with torch.no_grad():
+        hidden = target(tokens, output_hidden_states=True, use_cache=False).hidden_states
+        last = []
+        hook = target.model.layers[-1].register_forward_hook(lambda *call: last.append(call[2]))
+        logits = target(tokens, use_cache=False).logits[0]
+        hook.remove()
+        states = {Tap(layer): last[0] if layer == 4 else hidden[layer] for layer in LAYERS}
+        wanted = torch.zeros(1, 12, dtype=torch.bool)
+        wanted[0, 4:11] = True
+        losses = head.losses(states, tokens, wanted, network)
+    assert list(losses) == [f"step {step}" for step in range(1, 8)]
+    for step in range(7):
+        terms = []
+        for place in range(4, 11):  # where the last true pair is
+            said = place + step + 1  # whose law is to be learnt
+            if said < 11 and logits[said].argmax() in KNOWN:
+                mine = reference(head, target, row[: place + 2], row[place + 2 : place + 2 + step])[-1]
+                terms.append(-(logits[said][KNOWN].softmax(-1) * mine.log_softmax(-1)).sum())
+        expected = 0.8**step * torch.stack(terms).mean() if terms else torch.tensor(0.0)
+        assert losses[f"step {step + 1}"] == pytest.approx(expected.item(), abs=1e-4), step

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import specdec
 from drafters import Eagle3Drafter, EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter, SuffixDrafter
-from drafters.eagle3 import Eagle3Head
+from drafters.eagle3_head import Eagle3Head
 from drafters.streaming import StreamingDrafter, Successors
 from specdec import Block, Coupled, Match, Ratio, Sampling
 from specdec.channel import Simulated, Thread

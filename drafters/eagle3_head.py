@@ -1,0 +1,209 @@
+"""The head of EAGLE-3: one layer over three states of the target (Li et al., arXiv 2503.01840).
+
+B rows, W tokens of one forward, X hidden size of the head, D draft vocabulary, V target vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from drafters import eagle3_layouts as layouts
+from drafters.checkpoint import fill, read, write
+from drafters.unrolled import Read, unrolled
+from specdec.runtime.huggingface import Network
+from specdec.runtime.huggingface_layers import PairLayer, Rotary, layer_config, rms_norm
+from specdec.types import Tap
+
+STEPS, DECAY = 7, 0.8  # of the training-time test, and the weight of a step over that of the one before
+
+
+class Eagle3Head(nn.Module):
+    """Weights of an EAGLE-3 head.
+
+    Each pair of a token and the fused states before it goes through one layer, whose output, before any norm, is
+    the feature of the next pair. The law is over a part of the target's vocabulary, its most frequent tokens.
+
+    Args:
+        settings: sizes of the layer, as in a Llama's ``config.json``.
+        target_hidden: of each state.
+        ids: int64 [D], ids of the draft vocabulary in the target's; None takes all V of ``settings``.
+        layers: how many layers of the target run before each of the three states; None is the paper's choice, 2,
+            half of them, and all but 3.
+        embeds: whether it has an embedding of its own, else it borrows the target's.
+        norm_before_residual: see ``PairLayer``.
+
+    Raises:
+        ValueError: sizes that make no sense, or ids outside the vocabulary.
+    """
+
+    ids: Tensor
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        target_hidden: int,
+        ids: Tensor | None = None,
+        layers: Sequence[int] | None = None,
+        embeds: bool = False,
+        norm_before_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        config = layer_config({**settings, "num_hidden_layers": 1})
+        self.config, self.vocab_size, self.target_hidden = config, int(config.vocab_size), target_hidden
+        self.layers, count = layers, 3 if layers is None else len(layers)
+        self.midlayer = PairLayer(config, norm_before_residual)
+        self.fc = nn.Linear(count * target_hidden, config.hidden_size, bias=False)
+        self.norm = rms_norm(config)
+        known = torch.arange(config.vocab_size) if ids is None else ids
+        if len(known) == 0 or int(known.min()) < 0 or int(known.max()) >= config.vocab_size:
+            raise ValueError(f"ids of a draft vocabulary must be from 0 to {config.vocab_size - 1}")
+        self.lm_head = nn.Linear(config.hidden_size, len(known), bias=False)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if embeds else None
+        self.register_buffer("ids", known, persistent=False)
+        self.rotary = Rotary(config)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Eagle3Head:
+        """A head of any of the public layouts; which one, its tensors and its ``config.json`` say.
+
+        Args:
+            path: a directory, or its file of weights.
+
+        Raises:
+            FileNotFoundError: there are no weights.
+            ValueError: no ``config.json``, a damaged file, a tensor that is missing, left over or of another
+                shape, or a variant of the head that was published.
+        """
+        tensors = read(path, layouts.FILES)
+        settings, layers = layouts.settings_of(tensors), layouts.layers_of(tensors.config)
+        wide, known = tensors.shape("fc.weight")[1], tensors.shape("lm_head.weight")[0]
+        ids_D = layouts.ids_of(tensors, known, int(settings["vocab_size"]))
+        embeds, residual = tensors.has("embed_tokens."), bool(tensors.config.get("norm_before_residual", False))
+        head = cls(settings, wide // (3 if layers is None else len(layers)), ids_D, layers, embeds, residual)
+        prefix = layouts.OWN if tensors.has(layouts.OWN) else layouts.PLAIN
+        fill(head, lambda name, shape: tensors.take(name.replace(layouts.OWN, prefix), shape))
+        tensors.finish()
+        return head
+
+    def save(self, path: str | Path, layout: str = "eagle3", target: str = "") -> None:
+        """Write a directory that other programs can read.
+
+        Args:
+            path: of the directory.
+            layout: "eagle3", as EAGLE, SpecForge, vLLM and SGLang read it; or "speculators".
+            target: name of the model that it drafts for.
+
+        Raises:
+            ValueError: another layout.
+        """
+        if layout not in layouts.LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(layouts.LAYOUTS)}, not {layout!r}")
+        sizes = {name: getattr(self.config, name) for name in layouts.SIZES}
+        sizes |= {"vocab_size": self.vocab_size, "num_hidden_layers": 1, "tie_word_embeddings": False}
+        config = layouts.described(sizes, layout, target) | {
+            "draft_vocab_size": len(self.ids),
+            "target_hidden_size": self.target_hidden,
+            "norm_before_residual": self.midlayer.norm_before_residual,
+            "torch_dtype": str(self.fc.weight.dtype).removeprefix("torch."),
+        }
+        if self.layers is not None:
+            config["eagle_aux_hidden_state_layer_ids"] = list(self.layers)
+        prefix = layouts.LAYOUTS[layout]
+        weights: dict[str, Tensor] = {
+            name.replace(layouts.OWN, prefix): weight for name, weight in self.named_parameters()
+        }
+        write(path, layouts.FILES[0], weights | layouts.mapping(self.ids.cpu(), self.vocab_size), config)
+
+    @property
+    def depth(self) -> int:
+        """Layers."""
+        return 1
+
+    @property
+    def width(self) -> int:
+        """X."""
+        return self.lm_head.in_features
+
+    def taps(self, depth: int) -> tuple[Tap, ...]:
+        """The states it reads. Raises ValueError where the target has too few layers."""
+        layers = (2, depth // 2, depth - 3) if self.layers is None else self.layers
+        if min(layers) < 0 or max(layers) > depth:
+            raise ValueError(f"the head reads states behind layers {tuple(layers)}, but the target has {depth}")
+        return tuple(Tap(layer) for layer in layers)
+
+    def check(self, target: Network) -> None:
+        """See ``FeatureHead``."""
+        for name, ours, theirs in (
+            ("hidden size", self.target_hidden, target.head_weight.shape[1]),
+            ("vocabulary", self.vocab_size, target.vocab_size),
+        ):
+            if ours != theirs:
+                raise ValueError(
+                    f"the head was made for a target with a {name} of {ours}, but this one has {theirs}"
+                )
+        if self.embed_tokens is None and self.width != target.head_weight.shape[1]:
+            raise ValueError(
+                f"the head has a hidden size of {self.width} and no embedding of its own, but the target's is "
+                f"{target.head_weight.shape[1]} wide: take a checkpoint with embed_tokens"
+            )
+
+    def feature(self, states: Mapping[Tap, Tensor], target: Network) -> Tensor:
+        """See ``FeatureHead``."""
+        side_by_side = torch.cat([states[tap] for tap in self.taps(target.depth)], -1)
+        return self.fc(side_by_side.to(self.fc.weight.dtype))
+
+    def read(
+        self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Network, **attention: Any
+    ) -> Tensor:
+        """See ``FeatureHead``."""
+        embedding = target.embed if self.embed_tokens is None else self.embed_tokens
+        embedded_BWX = embedding(tokens_BW).to(features_BWX.dtype)
+        return self.midlayer(embedded_BWX, features_BWX, self.rotary(features_BWX, positions_BW), **attention)
+
+    def logits(self, own_BWX: Tensor, target: Network) -> Tensor:
+        """See ``FeatureHead``."""
+        logits_BWD = self.lm_head(self.norm(own_BWX))
+        if logits_BWD.shape[-1] == target.vocab_size:
+            return logits_BWD
+        logits_BWV = logits_BWD.new_full((*logits_BWD.shape[:2], target.vocab_size), -torch.inf)
+        return logits_BWV.index_copy(2, self.ids, logits_BWD)
+
+    def losses(
+        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Network
+    ) -> dict[str, Tensor]:
+        """By step of the training-time test, its soft cross-entropy times 0.8 to the power of its number.
+
+        Takes the arguments of ``drafters.trainable.Trainable.losses``.
+        """
+        # Pair t is that of token t + 1, and says the token behind it: the target's law of place t + 1.
+        counts_BT = wanted_BS[:, 1:]
+        law_PD, known_P = laws(target, states[Tap(target.depth)][:, 1:][counts_BT], self.ids)
+        read: Read = partial(self.read, tokens_BS[:, 1:], target=target)
+        feature_BTX = self.feature({tap: state[:, :-1] for tap, state in states.items()}, target)
+        losses = {}
+        for step, own_BTX in enumerate(unrolled(read, feature_BTX, STEPS)):
+            taught_P = begun(wanted_BS[:, :-1], step)[counts_BT] & known_P
+            said_PD = self.lm_head(self.norm(own_BTX[counts_BT][taught_P])).float()
+            loss = cross_entropy(said_PD, law_PD[taught_P], reduction="sum") / taught_P.sum().clamp(min=1)
+            losses[f"step {step + 1}"] = DECAY**step * loss
+        return losses
+
+
+@torch.no_grad()
+def laws(target: Network, state_PX: Tensor, ids_D: Tensor) -> tuple[Tensor, Tensor]:
+    """[P, D] the target's laws within a draft vocabulary, and bool [P]: whether its likeliest token is there."""
+    logits_PV = target.read_out(state_PX[:, None])[:, 0].float()
+    return logits_PV[:, ids_D].softmax(-1), torch.isin(logits_PV.argmax(-1), ids_D)
+
+
+def begun(wanted_BT: Tensor, step: int) -> Tensor:
+    """bool [B, T]: whether what stands at a place in this step began at a place that is wanted."""
+    none_BT = torch.zeros_like(wanted_BT[:, :step])
+    return torch.cat([none_BT, wanted_BT[:, : wanted_BT.shape[1] - step]], 1)

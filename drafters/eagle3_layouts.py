@@ -1,0 +1,89 @@
+"""How EAGLE-3 heads lie on disk: by EAGLE and SpecForge, by ModelOpt, and by speculators.
+
+D draft vocabulary, V target vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drafters.checkpoint import Tensors
+
+FILES = ("model.safetensors", "pytorch_model.bin")
+OWN, PLAIN = "midlayer.", "layers.0."  # what the layer is called: by EAGLE and SpecForge, and by all others
+LAYOUTS = {"eagle3": OWN, "speculators": PLAIN}
+# Variants of speculators that put norms where the published head has none.
+VARIANTS = ("norm_before_fc", "fc_norm", "norm_output")
+SIZES = (
+    *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("hidden_act", "rms_norm_eps", "rope_parameters", "attention_bias", "mlp_bias", "max_position_embeddings"),
+)
+
+
+def settings_of(tensors: Tensors) -> Mapping[str, Any]:
+    """The sizes of the layer. Raises ValueError where there are none, or it is another kind of head."""
+    settings: Mapping[str, Any] = tensors.config.get("transformer_layer_config", tensors.config)
+    if "hidden_size" not in settings or "vocab_size" not in settings:
+        raise ValueError(f"there is no config.json beside {tensors.file} that gives the head's sizes")
+    if variants := [name for name in VARIANTS if tensors.config.get(name)]:
+        raise ValueError(f"{tensors.file} is an EAGLE-3 with {', '.join(variants)}, which is not supported")
+    return settings
+
+
+def layers_of(config: dict[str, Any]) -> tuple[int, ...] | None:
+    """How many layers of the target run before each state, None where the checkpoint leaves it to the paper.
+
+    ModelOpt, SpecForge and SGLang, in ``eagle_config``, number the layer whose output it is; vLLM and speculators,
+    at the top, the layer whose input it is.
+    """
+    inner = (config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
+    outer = config.get("eagle_aux_hidden_state_layer_ids")
+    if inner:
+        return tuple(int(layer) + 1 for layer in inner)
+    return tuple(int(layer) for layer in outer) if outer else None
+
+
+def ids_of(tensors: Tensors, known: int, vocabulary: int) -> Tensor | None:
+    """int64 [D], ids of the draft vocabulary in the target's, None where it is all of it.
+
+    ``d2t`` holds what is to be added to a draft id; ``t2d``, where there is one, says the same as a mask.
+    """
+    if "d2t" not in tensors.left:
+        if known != vocabulary:
+            raise ValueError(
+                f"{tensors.file} lacks d2t: its head knows {known} of {vocabulary} tokens, but not which"
+            )
+        return None
+    ids_D = tensors.take("d2t", (known,)).to(torch.int64) + torch.arange(known)
+    if "t2d" in tensors.left:
+        mask_V = tensors.take("t2d", (vocabulary,)).bool()
+        if mask_V.nonzero()[:, 0].tolist() != sorted(ids_D.tolist()):
+            raise ValueError(f"d2t and t2d in {tensors.file} disagree about the draft vocabulary")
+    return ids_D
+
+
+def described(sizes: Mapping[str, Any], layout: str, target: str) -> dict[str, Any]:
+    """What ``config.json`` says of the sizes and the kind of head in a layout."""
+    if layout == "eagle3":
+        return {"architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", **sizes}
+    return {
+        "architectures": ["Eagle3Speculator"],
+        "speculators_model_type": "eagle3",
+        "transformer_layer_config": {"model_type": "llama", **sizes},
+        "speculators_config": {
+            "algorithm": "eagle3",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": 5}],
+            "verifier": {"name_or_path": target, "architectures": []},
+        },
+    }
+
+
+def mapping(ids_D: Tensor, vocabulary: int) -> dict[str, Tensor]:
+    """``d2t`` and ``t2d`` of a draft vocabulary."""
+    mask_V = torch.zeros(vocabulary, dtype=torch.bool).index_fill(0, ids_D, True)
+    return {"d2t": ids_D - torch.arange(len(ids_D)), "t2d": mask_V}
