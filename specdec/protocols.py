@@ -114,7 +114,11 @@ class Drafter(Protocol):
         ...
 
     def draft(self, context: Context, noise: Noise) -> Draft:
-        """A token tree for every row; rows that are finished or have no proposal get padding."""
+        """A token tree for every row; rows that are finished or have no proposal get padding.
+
+        Every advice is in one context only, that of the first call behind its round: this one or ``look``. It may
+        be missing, be that of several rounds, or have holes.
+        """
         ...
 
 
@@ -122,7 +126,10 @@ class BranchingDrafter(Drafter, Protocol):
     """A drafter that can prepare for many outcomes at once."""
 
     def look(self, context: Context, window: Draft) -> Tensor:
-        """[B, M, V]: its own logits after the last committed token and after each node."""
+        """[B, M, V]: its own logits after the last committed token and after each node.
+
+        The first window is looked at before the target has read the prompt: then there is no advice yet.
+        """
         ...
 
     def resume(self, context: Context, window: Draft, own_BMV: Tensor, noise: Noise) -> Draft:

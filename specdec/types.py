@@ -139,6 +139,11 @@ class Advice:
     states: Mapping[Tap, Tensor]
     positions: Tensor
 
+    def then(self, later: Advice) -> Advice:
+        """This and that of a later round: states stand side by side, each with its position."""
+        states = {tap: torch.cat([state, later.states[tap]], 1) for tap, state in self.states.items()}
+        return Advice(states, torch.cat([self.positions, later.positions], 1))
+
 
 @dataclass(frozen=True)
 class Context:
@@ -150,7 +155,7 @@ class Context:
         room: int64 [B], tokens that may still be committed; 0 for a finished row. A draft deeper than
             ``room - 1`` is wasted, since every round commits one token of the target's own.
         sampling: the law the target decodes under.
-        advice: tapped states, if the drafter wants any.
+        advice: what the drafter wants to see of the target, where there is something it was not given yet.
         static: whether shapes must not depend on the rows, so that the draft can be replayed for others.
     """
 
