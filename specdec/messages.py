@@ -16,7 +16,7 @@ from specdec.hypotheses import Candidates
 from specdec.runtime.held import flatten, rebuild
 from specdec.sampling import Sampling
 from specdec.trace import Span
-from specdec.types import Advice, Draft, Tap
+from specdec.types import Advice, Draft, Want
 
 VERSION = 3  # of all messages together: sides of different versions do not talk
 
@@ -72,7 +72,7 @@ class Ready(Dated):
 
     generation: int
     refusal: str = ""
-    wants: tuple[Tap, ...] = ()
+    wants: tuple[Want, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from specdec.sequences import Sequences
 from specdec.trace import Trace
 from specdec.transit import aligned
 from specdec.turn import Turn
-from specdec.types import Draft, Tap
+from specdec.types import Draft, Want
 
 OPENING = 60.0  # seconds for a drafter to read a prompt: a hung one must not hold up the target for good
 
@@ -68,13 +68,13 @@ class Partner:
     def __init__(self, link: Link, trace: Trace, patience: float = 1.0) -> None:
         self._link, self._trace, self._patience = link, trace, check_seconds("patience", patience)
         self._gone = False
-        self._wants: tuple[Tap, ...] = ()
+        self._wants: tuple[Want, ...] = ()
         # Whether it answered last time. Who is behind is not waited for, else every round would take so long.
         self._in_step = True
         self._owed: set[int] = set()  # rounds that went without their window
 
     @property
-    def wants(self) -> tuple[Tap, ...]:
+    def wants(self) -> tuple[Want, ...]:
         """What the drafter would like from the target's forward; nothing until it has read the prompt."""
         return self._wants
 

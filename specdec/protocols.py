@@ -18,7 +18,7 @@ from specdec.runtime import CachedModel
 from specdec.runtime.replay import Replay
 from specdec.sequences import Sequences
 from specdec.turn import Turn
-from specdec.types import Advice, Context, Draft, Tap, Verdict
+from specdec.types import Advice, Context, Draft, Verdict, Want
 
 if TYPE_CHECKING:
     from specdec.partner import Link
@@ -39,7 +39,10 @@ class Evidence(Protocol):
         ...
 
     def along(self, verdict: Verdict) -> Advice | None:
-        """Tapped states of the tokens that the verdict commits, None if no tap was asked for."""
+        """What was wanted: tapped states of the tokens that the verdict commits, likeliest tokens of the window.
+
+        None if nothing was.
+        """
         ...
 
 
@@ -71,11 +74,11 @@ class Verifier(Protocol):
         """Tokens of every replayed forward after prefill; None takes as many as a draft has."""
         ...
 
-    def begin(self, seq: Sequences, wants: tuple[Tap, ...] = (), exit: Exit | None = None) -> None:
+    def begin(self, seq: Sequences, wants: tuple[Want, ...] = (), exit: Exit | None = None) -> None:
         """A new generation starts.
 
         Raises:
-            ValueError: the target cannot hold these rows, or has no such exit.
+            ValueError: the target cannot hold these rows, or has no such exit, or fewer tokens than are wanted.
         """
         ...
 
@@ -95,8 +98,8 @@ class Drafter(Protocol):
     """Proposes tokens. Whatever it does, the output follows the target's law."""
 
     @property
-    def wants(self) -> tuple[Tap, ...]:
-        """Taps it would like from the target's forward."""
+    def wants(self) -> tuple[Want, ...]:
+        """What it would like to see of the target's forward."""
         ...
 
     @property

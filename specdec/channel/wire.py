@@ -17,11 +17,14 @@ from specdec.hypotheses import Candidates
 from specdec.messages import VERSION, Closing, Early, Message, Opening, Outcome, Ready, Window
 from specdec.sampling import Sampling
 from specdec.trace import Span
-from specdec.types import Advice, Draft, Tap
+from specdec.types import Advice, Draft, Tap, Top, Tops
 
 KINDS: dict[str, type] = {
     kind.__name__: kind
-    for kind in (Opening, Ready, Early, Outcome, Window, Closing, Advice, Candidates, Draft, Sampling, Span, Tap)
+    for kind in (
+        *(Opening, Ready, Early, Outcome, Window, Closing),
+        *(Advice, Candidates, Draft, Sampling, Span, Tap, Top, Tops),
+    )
 }
 
 HINTS = {kind: get_type_hints(kind) for kind in KINDS.values()}
