@@ -10,7 +10,7 @@ from specdec.noise import Noise
 from specdec.protocols import Verifier
 from specdec.runtime import CachedModel
 from specdec.sequences import Sequences
-from specdec.types import Context, Draft, Tap
+from specdec.types import Context, Draft, Want
 
 
 class EarlyExitDrafter:
@@ -30,7 +30,7 @@ class EarlyExitDrafter:
         ValueError: a length, width or nodes below 1, or (when decoding begins) no such layer.
     """
 
-    wants: tuple[Tap, ...] = ()
+    wants: tuple[Want, ...] = ()
     static = True
 
     def __init__(

@@ -17,7 +17,7 @@ from specdec.noise import Noise
 from specdec.protocols import Verifier
 from specdec.runtime import CachedModel, load
 from specdec.sequences import Sequences
-from specdec.types import Context, Draft, Tap
+from specdec.types import Context, Draft, Want
 
 
 class ModelDrafter:
@@ -40,7 +40,7 @@ class ModelDrafter:
         OSError: there is no such model.
     """
 
-    wants: tuple[Tap, ...] = ()
+    wants: tuple[Want, ...] = ()
     static = True
 
     def __init__(

@@ -12,7 +12,7 @@ from drafters.window import check_length
 from specdec.noise import Noise
 from specdec.protocols import Verifier
 from specdec.sequences import Sequences
-from specdec.types import Context, Draft, Tap
+from specdec.types import Context, Draft, Want
 
 
 class NgramDrafter:
@@ -30,7 +30,7 @@ class NgramDrafter:
         ValueError: a length below 1, or not 1 <= min_ngram <= max_ngram.
     """
 
-    wants: tuple[Tap, ...] = ()
+    wants: tuple[Want, ...] = ()
     static = True
 
     def __init__(self, length: int = 10, max_ngram: int = 3, min_ngram: int = 1) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from specdec.noise import Noise
 from specdec.protocols import Verifier
 from specdec.sequences import Sequences
-from specdec.types import Context, Draft, Tap
+from specdec.types import Context, Draft, Want
 
 
 class NullDrafter:
     """Proposes nothing. The baseline that a speedup is measured against."""
 
-    wants: tuple[Tap, ...] = ()
+    wants: tuple[Want, ...] = ()
     static = True
     size = 0
 

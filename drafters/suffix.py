@@ -9,7 +9,7 @@ from drafters.window import chains, check_length
 from specdec.noise import Noise
 from specdec.protocols import Verifier
 from specdec.sequences import Sequences
-from specdec.types import Context, Draft, Tap
+from specdec.types import Context, Draft, Want
 
 
 class SuffixDrafter:
@@ -28,7 +28,7 @@ class SuffixDrafter:
         ValueError: a length, per_match or min_match below 1.
     """
 
-    wants: tuple[Tap, ...] = ()
+    wants: tuple[Want, ...] = ()
     static = False
 
     def __init__(

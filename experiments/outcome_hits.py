@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 import specdec
 from drafters import EarlyExitDrafter
 from experiments.omega import KAPPAS, Omega
-from specdec import Draft, Tap, Verdict
+from specdec import Draft, Tap, Verdict, Want
 from specdec.exit import Exit, Hint
 from specdec.forecast import Blend, DraftTopK, EarlyExitTopK
 from specdec.hypotheses import Candidates
@@ -72,7 +72,7 @@ class Witness(FullVerifier):
         self.omega: dict[str, Omega] = defaultdict(Omega)
         self._seen: dict[Tap, Tensor] = {}
 
-    def begin(self, seq: Sequences, wants: tuple[Tap, ...] = (), exit: Exit | None = None) -> None:
+    def begin(self, seq: Sequences, wants: tuple[Want, ...] = (), exit: Exit | None = None) -> None:
         """Read the target behind every exit that a forecast listens to."""
         exits = [forecast.exit for forecast in self._arms.values() if forecast.exit is not None]
         super().begin(seq, tuple({Tap(exit.of(self.model)) for exit in exits}))

@@ -6,7 +6,7 @@ from specdec.metrics import Metrics
 from specdec.noise import Noise
 from specdec.sampling import Sampling
 from specdec.trace import Trace
-from specdec.types import Advice, Context, Draft, Tap, Verdict
+from specdec.types import Advice, Context, Draft, Tap, Top, Tops, Verdict, Want
 
 __version__ = "0.1.0"
 
@@ -23,8 +23,11 @@ __all__ = [
     "Result",
     "Sampling",
     "Tap",
+    "Top",
+    "Tops",
     "Trace",
     "Typical",
     "Verdict",
+    "Want",
     "generate",
 ]

@@ -95,11 +95,11 @@ def pipeline(
 ) -> Sequences:
     """Decode while the drafter works on its own side of a channel."""
     refuse_width(verifier)
-    verifier.begin(seq, exit=forecast.exit)
     stage = staged(channel, trace, verifier, {}, forecast.exit)
     with channel.link(drafter, forecast, verifier, trace.clock) as link, trace.running(stage.networks):
         partner = Partner(link, trace, channel.patience)
         partner.open(opening(seq, verifier, accept, seed), verifier.device)
+        verifier.begin(seq, partner.wants, forecast.exit)
         return pipelined(seq, partner, verifier, accept, noise_for(seq, seed, accept), trace, stage)
 
 
@@ -133,7 +133,7 @@ def together(
             refusal = guarded.refusal(cast(Verifier, target), theirs)
         if refusal:
             raise ValueError(refusal)
-        verifier.begin(seq, exit=forecast.exit)
+        verifier.begin(seq, guarded.wants, forecast.exit)
         network = verifier.model.network
         outlet = network if forecast.exit is None else network.outlet(side.drafter)
         duet = Duet(drafter, guarded, outlet, forecast, side, trace)

@@ -1,6 +1,6 @@
 """A drafter on a device of its own, told what to do by the target's host thread, far ahead of both devices.
 
-B rows, M = N + 1 places of a window, X columns of a report or hidden size, V vocabulary, J new tokens.
+B rows, M = N + 1 places of a window, X columns of a report or hidden size.
 """
 
 from __future__ import annotations
@@ -8,94 +8,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from specdec import tree
 from specdec.book import Book, either
-from specdec.exit import Exit
 from specdec.guard import Guarded
-from specdec.hypotheses import Candidates, Hypotheses
+from specdec.hypotheses import Hypotheses
 from specdec.loop import directly, propose
-from specdec.messages import Outcome
 from specdec.noise import Noise
+from specdec.parts import Settled, follow, foresee, look, prepare, read, resume, settle
 from specdec.protocols import Forecast
-from specdec.report import BEFORE, COMMITTED, ENDED, NODE, TOKENS
-from specdec.rows import followed
 from specdec.runtime.huggingface import Network
 from specdec.runtime.mail import Mail
 from specdec.runtime.streams import Side
 from specdec.sequences import Sequences
 from specdec.trace import Span, Trace
 from specdec.turn import Turn
-from specdec.types import Draft
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What an outcome means on the drafter's side.
-
-    Attributes:
-        window: the prepared drafts, padding where there was none.
-        hit: bool [B].
-        facts: int64 [B, 3], for the host: hit, whether a fresh draft is wanted, and outcomes in the book.
-    """
-
-    window: Draft
-    hit: Tensor
-    facts: Tensor
-
-
-def look(seq: Sequences, window: Draft, drafter: Guarded) -> Tensor:
-    """The drafter's own logits over a window."""
-    return drafter.look(seq.context(), window)
-
-
-def read(exit: Exit, outlet: Network, early_BMX: Tensor, seq: Sequences, window: Draft) -> Candidates:
-    """What the early exit says of a window, from its states."""
-    return exit.read(outlet, early_BMX, window, seq.sampling)
-
-
-def foresee(
-    seq: Sequences, window: Draft, own_BMV: Tensor | None, early: Candidates | None, forecast: Forecast
-) -> Hypotheses:
-    """The outcomes that a forecast makes likely."""
-    return forecast(window, None if own_BMV is None else seq.sampling.soft(own_BMV), early)
-
-
-def prepare(seq: Sequences, window: Draft, outcomes: Hypotheses, drafter: Guarded, noise: Noise) -> Book:
-    """Drafts for outcomes."""
-    return Book.of(seq.lengths, outcomes, drafter.branch(seq.context(), window, outcomes, noise))
-
-
-def resume(seq: Sequences, window: Draft, own_BMV: Tensor, guarded: Guarded, noise: Noise) -> Draft:
-    """A fresh draft, from what the drafter found when it looked at the window."""
-    return guarded.resume(seq.context(), window, own_BMV, noise)
-
-
-def settle(book: Book | None, report_BX: Tensor) -> Settled:
-    """Find what has come true; see ``specdec.report``. As few operations as can be: the target waits for it."""
-    before_B, ended_B = report_BX[:, BEFORE], report_BX[:, ENDED] == 1
-    lengths_B = before_B + report_BX[:, COMMITTED]
-    window, hit_B = Draft.empty(lengths_B), torch.zeros_like(ended_B)
-    if book is not None:
-        token_B = report_BX.gather(1, (report_BX[:, COMMITTED] + (TOKENS - 1))[:, None])[:, 0]
-        prepared, hit_B = book.look_up(before_B, report_BX[:, NODE], token_B)
-        hit_B = hit_B & ~ended_B
-        parents_BN = torch.where(hit_B[:, None], prepared.parents, tree.PAD)
-        window = Draft(prepared.tokens, parents_BN, lengths_B, prepared.laws, prepared.fanout)
-    counts_B = torch.zeros_like(before_B) if book is None else book.counts
-    return Settled(window, hit_B, torch.stack([hit_B, ~(hit_B | ended_B), counts_B], 1))
-
-
-def follow(seq: Sequences, report_BX: Tensor) -> Sequences:
-    """The rows after an outcome."""
-    before_B, new_BJ, ended_B = report_BX[:, BEFORE], report_BX[:, TOKENS:], report_BX[:, ENDED] == 1
-    lengths_B = before_B + report_BX[:, COMMITTED]
-    return followed(seq, Outcome(0, 0, before_B, new_BJ, before_B, lengths_B, report_BX[:, NODE], ended_B))
+from specdec.types import Advice, Draft
 
 
 class Duet:
@@ -122,6 +53,7 @@ class Duet:
         """Begin with the rows on the drafter's device, which it has read."""
         self._seq, self._noise = seq, noise
         self._window = Draft.empty(seq.lengths)
+        self._advice: Advice | None = None
         self._going = [True] * len(seq.lengths)  # rows that had not ended when branches were prepared
         self._answered = time.perf_counter()
         with self._side():
@@ -138,11 +70,11 @@ class Duet:
             if turn.early is not None or self._forecast.exit is None:
                 self._prepare(turn.early)
             self._side.follow(verified)
-            report_BX = self._side.bring(turn.report)
+            report_BX, self._advice = self._side.bring(turn.report), self._side.keep(turn.advice)
             with self._trace.span("drafter.settle", self._round):
                 settled = self._play(settle, self._book, report_BX)
             mail, window = self._posted(settled), self._crossed(settled.window)
-            self._alive = (turn, report_BX, settled, self._book)  # until the devices have read them
+            self._alive = (turn, report_BX, self._advice, settled, self._book)  # until the devices have read them
             self._seq, self._window = self._play(follow, self._seq, report_BX), settled.window
             self._look(self._round + 1)
             facts, spans = self._awaited(mail)
@@ -180,7 +112,12 @@ class Duet:
         self._book: Book | None = None
         if self._prepares:
             with self._caring(), self._trace.span("drafter.look", round):
-                self._own = self._play(look, self._seq, self._window, self._guarded)
+                self._own = self._play(look, self._seq, self._window, self._told(), self._guarded)
+
+    def _told(self) -> Advice | None:
+        """The last round's advice, for the first that asks."""
+        advice, self._advice = self._advice, None
+        return advice
 
     def _prepare(self, early_BMX: Tensor | None) -> None:
         if self._own is None:
@@ -204,7 +141,8 @@ class Duet:
     def _fresh(self, settled: Settled) -> None:
         with self._trace.span("drafter.draft", self._round):
             if self._own is None or not hasattr(self._drafter, "resume"):
-                fresh = self._play(propose, self._seq.context(), self._guarded, self._noise)
+                context = self._seq.context(self._told())
+                fresh = self._play(propose, context, self._guarded, self._noise)
             else:
                 fresh = self._play(resume, self._seq, self._window, self._own, self._guarded, self._noise)
             self._window = self._play(either, settled.hit, settled.window, fresh)

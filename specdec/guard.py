@@ -22,7 +22,7 @@ from specdec.runtime import CachedModel
 from specdec.runtime.replay import Replay
 from specdec.sequences import Sequences
 from specdec.trace import Trace
-from specdec.types import Context, Draft, Tap
+from specdec.types import Context, Draft, Want
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Guarded:
         trace.drafter = type(unwrap(cast(Any, drafter))).__name__
 
     @property
-    def wants(self) -> tuple[Tap, ...]:
+    def wants(self) -> tuple[Want, ...]:
         return self._drafter.wants
 
     @property

@@ -16,9 +16,9 @@ from specdec.hypotheses import Candidates
 from specdec.runtime.held import flatten, rebuild
 from specdec.sampling import Sampling
 from specdec.trace import Span
-from specdec.types import Draft
+from specdec.types import Advice, Draft, Want
 
-VERSION = 2  # of all messages together: sides of different versions do not talk
+VERSION = 3  # of all messages together: sides of different versions do not talk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +62,17 @@ class Opening(Dated):
 
 @dataclass(frozen=True)
 class Ready(Dated):
-    """From the drafter: it has read the rows; or why it cannot draft for this target."""
+    """From the drafter: it has read the rows, or cannot draft for this target.
+
+    Attributes:
+        generation: which.
+        refusal: why it cannot; empty where it can.
+        wants: what it would like from the target's forward.
+    """
 
     generation: int
     refusal: str = ""
+    wants: tuple[Want, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ class Outcome(Dated):
         lengths: int64 [B], and after it.
         nodes: int64 [B], last accepted node of the drafter's window, ``tree.ROOT`` where none was.
         ended: bool [B].
+        advice: what the drafter wanted to see of the target in this round; the prompt's comes with the first one.
     """
 
     generation: int
@@ -104,6 +112,7 @@ class Outcome(Dated):
     lengths: Tensor
     nodes: Tensor
     ended: Tensor
+    advice: Advice | None = None
 
 
 @dataclass(frozen=True)

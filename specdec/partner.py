@@ -21,7 +21,7 @@ from specdec.sequences import Sequences
 from specdec.trace import Trace
 from specdec.transit import aligned
 from specdec.turn import Turn
-from specdec.types import Draft
+from specdec.types import Draft, Want
 
 OPENING = 60.0  # seconds for a drafter to read a prompt: a hung one must not hold up the target for good
 
@@ -68,9 +68,15 @@ class Partner:
     def __init__(self, link: Link, trace: Trace, patience: float = 1.0) -> None:
         self._link, self._trace, self._patience = link, trace, check_seconds("patience", patience)
         self._gone = False
+        self._wants: tuple[Want, ...] = ()
         # Whether it answered last time. Who is behind is not waited for, else every round would take so long.
         self._in_step = True
         self._owed: set[int] = set()  # rounds that went without their window
+
+    @property
+    def wants(self) -> tuple[Want, ...]:
+        """What the drafter would like from the target's forward; nothing until it has read the prompt."""
+        return self._wants
 
     def open(self, opening: Opening, device: torch.device) -> None:
         """Begin a generation. Raises ValueError if the drafter does not fit the target."""
@@ -84,8 +90,10 @@ class Partner:
             return
         if ready is None:  # it is not waited for until it has caught up
             self._trace.fault("has not read the prompt in time")
-        if isinstance(ready, Ready) and ready.refusal:
-            raise ValueError(ready.refusal)
+        if isinstance(ready, Ready):
+            if ready.refusal:
+                raise ValueError(ready.refusal)
+            self._wants = ready.wants
 
     def hint(self, glimpse: Glimpse) -> None:
         """Send what the target's early exit says, while its last layers still run."""
@@ -102,7 +110,7 @@ class Partner:
             self._take_back(seq)
         else:
             with self._trace.span("host.send", self._round):
-                self._send(self._outcome(seq, turn.report[:, NODE]))
+                self._send(self._outcome(turn))
         with self._trace.span("host.wait", self._round):
             window = None if self._gone else self._window()
         if window is None:
@@ -116,7 +124,8 @@ class Partner:
         self._trace.handover(window.hit.tolist(), window.branches, aligned(window))
         return window.draft
 
-    def _outcome(self, seq: Sequences, nodes_B: Tensor) -> Outcome:
+    def _outcome(self, turn: Turn) -> Outcome:
+        seq = turn.seq
         return Outcome(
             generation=self._opening.generation,
             round=self._round,
@@ -124,8 +133,9 @@ class Partner:
             tokens=behind(seq, self._known),
             before=self._before,
             lengths=seq.lengths,
-            nodes=nodes_B,
+            nodes=turn.report[:, NODE],
             ended=seq.ended,
+            advice=turn.advice,
         )
 
     def _window(self) -> Window | None:

@@ -18,7 +18,7 @@ from specdec.runtime import CachedModel
 from specdec.runtime.replay import Replay
 from specdec.sequences import Sequences
 from specdec.turn import Turn
-from specdec.types import Advice, Context, Draft, Tap, Verdict
+from specdec.types import Advice, Context, Draft, Verdict, Want
 
 if TYPE_CHECKING:
     from specdec.partner import Link
@@ -39,7 +39,10 @@ class Evidence(Protocol):
         ...
 
     def along(self, verdict: Verdict) -> Advice | None:
-        """Tapped states of the tokens that the verdict commits, None if no tap was asked for."""
+        """What was wanted: tapped states of the tokens that the verdict commits, likeliest tokens of the window.
+
+        None if nothing was.
+        """
         ...
 
 
@@ -71,11 +74,11 @@ class Verifier(Protocol):
         """Tokens of every replayed forward after prefill; None takes as many as a draft has."""
         ...
 
-    def begin(self, seq: Sequences, wants: tuple[Tap, ...] = (), exit: Exit | None = None) -> None:
+    def begin(self, seq: Sequences, wants: tuple[Want, ...] = (), exit: Exit | None = None) -> None:
         """A new generation starts.
 
         Raises:
-            ValueError: the target cannot hold these rows, or has no such exit.
+            ValueError: the target cannot hold these rows, or has no such exit, or fewer tokens than are wanted.
         """
         ...
 
@@ -95,8 +98,8 @@ class Drafter(Protocol):
     """Proposes tokens. Whatever it does, the output follows the target's law."""
 
     @property
-    def wants(self) -> tuple[Tap, ...]:
-        """Taps it would like from the target's forward."""
+    def wants(self) -> tuple[Want, ...]:
+        """What it would like to see of the target's forward."""
         ...
 
     @property
@@ -114,7 +117,11 @@ class Drafter(Protocol):
         ...
 
     def draft(self, context: Context, noise: Noise) -> Draft:
-        """A token tree for every row; rows that are finished or have no proposal get padding."""
+        """A token tree for every row; rows that are finished or have no proposal get padding.
+
+        Every advice is in one context only, that of the first call behind its round: this one or ``look``. It may
+        be missing, be that of several rounds, or have holes.
+        """
         ...
 
 
@@ -122,7 +129,10 @@ class BranchingDrafter(Drafter, Protocol):
     """A drafter that can prepare for many outcomes at once."""
 
     def look(self, context: Context, window: Draft) -> Tensor:
-        """[B, M, V]: its own logits after the last committed token and after each node."""
+        """[B, M, V]: its own logits after the last committed token and after each node.
+
+        The first window is looked at before the target has read the prompt: then there is no advice yet.
+        """
         ...
 
     def resume(self, context: Context, window: Draft, own_BMV: Tensor, noise: Noise) -> Draft:

@@ -1,7 +1,8 @@
 """The small frozen values that travel between drafter, verifier and acceptance rule.
 
 Shape suffixes: B sequences (rows), N draft nodes, M = N + 1 (the last committed token, then the nodes),
-D depth slots of a path, R siblings under one parent, V target vocabulary, S token slots, K tapped tokens.
+D depth slots of a path, R siblings under one parent, V target vocabulary, S token slots, K tapped tokens,
+k likeliest tokens.
 """
 
 from __future__ import annotations
@@ -128,16 +129,57 @@ class Tap:
 
 
 @dataclass(frozen=True)
-class Advice:
-    """What the target computed along the newly committed tokens. Advice may be dropped without harm.
+class Top:
+    """The target's ``count`` likeliest next tokens at every place of a window, accepted or not.
+
+    Raises:
+        ValueError: a count below 1.
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"the count of likeliest tokens must be at least 1, not {self.count}")
+
+
+Want = Tap | Top
+
+
+@dataclass(frozen=True)
+class Tops:
+    """How the target would go on from every place of a window that it has verified.
 
     Attributes:
-        states: per tap, float [B, K, hidden].
-        positions: int64 [B, K], position of the token each state belongs to, -1 for padding.
+        tokens: int64 [B, M], the token that was committed last before the round, then the window's nodes.
+        parents: int64 [B, N], as in ``Draft``: at ``tree.PAD`` there is nothing to be learnt.
+        successors: int64 [B, M, k], the tokens of the highest logits, the highest first; sampling has no part in
+            it.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    successors: Tensor
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What the target computed in a round. Advice may be dropped without harm.
+
+    Attributes:
+        states: per tap, float [B, K, hidden], along the newly committed tokens.
+        positions: int64 [B, K], position of the token each state belongs to, -1 for padding; K = 0 without taps.
+        tops: likeliest tokens all over the window; None if they are not wanted.
     """
 
     states: Mapping[Tap, Tensor]
     positions: Tensor
+    tops: Tops | None = None
+
+    def then(self, later: Advice) -> Advice:
+        """This and that of a later round: states stand side by side, of two windows the later one is kept."""
+        states = {tap: torch.cat([state, later.states[tap]], 1) for tap, state in self.states.items()}
+        return Advice(states, torch.cat([self.positions, later.positions], 1), later.tops)
 
 
 @dataclass(frozen=True)
@@ -150,7 +192,7 @@ class Context:
         room: int64 [B], tokens that may still be committed; 0 for a finished row. A draft deeper than
             ``room - 1`` is wasted, since every round commits one token of the target's own.
         sampling: the law the target decodes under.
-        advice: tapped states, if the drafter wants any.
+        advice: what the drafter wants to see of the target, where there is something it was not given yet.
         static: whether shapes must not depend on the rows, so that the draft can be replayed for others.
     """
 

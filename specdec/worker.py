@@ -24,7 +24,7 @@ from specdec.rows import followed, noise_of, rows_of
 from specdec.runtime import CachedModel
 from specdec.sequences import Sequences
 from specdec.trace import Clock, Span, Trace
-from specdec.types import Draft
+from specdec.types import Advice, Context, Draft
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,12 @@ class Desk:
     book: Book | None = None
     settled: int = -1
     spans: list[Span] = field(default_factory=list)
+    advice: Advice | None = None
+
+    def context(self) -> Context:
+        """The rows, with what was heard of the target since the last time."""
+        advice, self.advice = self.advice, None
+        return self.seq.context(advice)
 
 
 class DraftWorker:
@@ -100,10 +106,17 @@ class DraftWorker:
         self.ahead()
 
     def hear(self, message: Message) -> None:
-        """Note a message's journey, if the connection looked; whether it is taken or overtaken does not matter."""
+        """Note a message's journey, if the connection looked, and its advice.
+
+        Whether it is taken or overtaken does not matter: what a round said of the target goes to the drafter with
+        the next outcome that is taken. States are missing only where an outcome never came.
+        """
         desk = self._desk
-        if desk is not None and isinstance(message, Early | Outcome) and message.generation == desk.generation:
-            desk.spans += journey(message)
+        if desk is None or not isinstance(message, Early | Outcome) or message.generation != desk.generation:
+            return
+        desk.spans += journey(message)
+        if isinstance(message, Outcome) and message.advice is not None and message.round >= desk.round:
+            desk.advice = message.advice if desk.advice is None else desk.advice.then(message.advice)
 
     def handle(self, message: Message) -> Ready | Window | None:
         """Take a message; what there is to answer."""
@@ -124,7 +137,7 @@ class DraftWorker:
         self._desk = Desk(
             opening.generation, opening.round, seq, noise_of(opening, self._device), Draft.empty(seq.lengths)
         )
-        return Ready(opening.generation)
+        return Ready(opening.generation, wants=self._guarded.wants)
 
     @torch.inference_mode()
     def ahead(self) -> None:
@@ -133,7 +146,7 @@ class DraftWorker:
         if desk is None or desk.own is not None or not hasattr(self._drafter, "branch"):
             return
         with self._caring(desk, "look"):
-            desk.own = self._guarded.look(desk.seq.context(), desk.window)
+            desk.own = self._guarded.look(desk.context(), desk.window)
         if self._forecast.exit is None:
             self._prepare(desk, None)
 
@@ -164,7 +177,7 @@ class DraftWorker:
         fresh = Draft.empty(desk.seq.lengths)
         if not bool((hit_B | outcome.ended).all()):
             with self._spanning(desk, "draft"):
-                fresh = self._guarded.draft(desk.seq.context(), desk.noise)
+                fresh = self._guarded.draft(desk.context(), desk.noise)
         desk.window = either(hit_B, prepared, fresh)
         return self._answer(desk, hit_B, branches)
 

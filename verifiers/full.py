@@ -1,7 +1,7 @@
 """The whole target on one device, every node of a draft in one forward.
 
 B rows, N draft nodes, M = N + 1 (the last committed token, then the nodes), V vocabulary, K tapped tokens,
-P tokens that were fed before the nodes, D depth slots of an accepted path.
+P tokens that were fed before the nodes, D depth slots of an accepted path, k likeliest tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from specdec.runtime.model import Scores
 from specdec.runtime.replay import Replay
 from specdec.sampling import seen_along, seen_tokens
 from specdec.sequences import Sequences
-from specdec.types import Advice, Draft, Tap, Verdict
+from specdec.types import Advice, Draft, Tap, Top, Tops, Verdict, Want
 
 
 class FullVerifier:
@@ -52,7 +52,7 @@ class FullVerifier:
         self.replay = Replay() if loaded.graphed else None
         self.model, self.tokenizer, self.end_tokens = loaded.model, loaded.tokenizer, loaded.end_tokens
         self.width = width
-        self._taps: tuple[Tap, ...] = ()
+        self._wants: tuple[Want, ...] = ()
         self._exit: Exit | None = None
 
     @classmethod
@@ -62,8 +62,8 @@ class FullVerifier:
 
     @property
     def identity(self) -> object:
-        """What a recording may take it for: another drafter may want other taps, another forecast another exit."""
-        return FullVerifier, self.model, self._taps, self._exit
+        """What a recording may take it for: drafters may want to see other things, forecasts other exits."""
+        return FullVerifier, self.model, self._wants, self._exit
 
     @property
     def width(self) -> int | None:
@@ -101,16 +101,28 @@ class FullVerifier:
         """Where token ids go in."""
         return self.model.device
 
-    def begin(self, seq: Sequences, wants: tuple[Tap, ...] = (), exit: Exit | None = None) -> None:
+    def begin(self, seq: Sequences, wants: tuple[Want, ...] = (), exit: Exit | None = None) -> None:
         """Forget the last generation.
 
         Raises:
-            ValueError: the rows outgrow the model's positions, or it has no such exit.
+            ValueError: the rows outgrow the model's positions, or it has no such exit, or fewer tokens than are
+                wanted.
         """
         if exit is not None:
             exit.of(self.model)
-        self._taps, self._exit = wants, exit
+        self._wants, self._exit = wants, exit
+        if self._top > self.vocab_size:
+            raise ValueError(f"the target has {self.vocab_size} tokens: it cannot name the {self._top} likeliest")
         self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)
+
+    @property
+    def _taps(self) -> tuple[Tap, ...]:
+        return tuple(want for want in self._wants if isinstance(want, Tap))
+
+    @property
+    def _top(self) -> int:
+        """k, the most that is wanted; 0 for none."""
+        return max((want.count for want in self._wants if isinstance(want, Top)), default=0)
 
     def score(self, seq: Sequences, draft: Draft, hint: Hint | None = None) -> FullEvidence:
         """One forward over what the cache lacks of the rows, and the draft; ``hint`` sees the early exit."""
@@ -121,7 +133,7 @@ class FullVerifier:
         if self._exit is not None and hint is not None:
             glance = self._exit.glance(self.model, draft, seq.sampling, seen)
         scores = self.model.advance(seq.tokens, seq.lengths, nodes, self._taps, behind, chain, glance)
-        return FullEvidence(seq, draft, scores, seen.state)
+        return FullEvidence(seq, draft, scores, seen.state, self._top)
 
     def commit(self, seq: Sequences, draft: Draft, verdict: Verdict) -> Sequences:
         """Append the accepted path and the token after it, and keep the path's keys and values."""
@@ -151,6 +163,7 @@ class FullEvidence:
     draft: Draft
     scores: Scores
     early: Tensor | None
+    top: int = 0
 
     def laws(self) -> Tensor:
         """float [B, M, V], the law each next token is decoded under."""
@@ -161,9 +174,10 @@ class FullEvidence:
         return sampling.law(logits_BMV, seen_along(seen_BV, self.draft.tokens, self.draft.ancestors))
 
     def along(self, verdict: Verdict) -> Advice | None:
-        """Tapped states of the tokens fed before the nodes, and of the accepted path."""
+        """Tapped states of the tokens fed before the nodes and of the accepted path; likeliest tokens all over."""
         if self.scores.positions is None:
-            return None
+            none_B0 = self.draft.parents[:, :0]
+            return Advice({}, none_B0, self._tops()) if self.top else None
         position_BW, path_BD = self.scores.positions, verdict.path
         fed = position_BW.shape[1] - self.draft.size
         fed_BP = torch.arange(fed, device=path_BD.device).expand(len(path_BD), -1)
@@ -173,4 +187,11 @@ class FullEvidence:
             tap: state.gather(1, which_BK[..., None].expand(-1, -1, state.shape[-1]))
             for tap, state in self.scores.states.items()
         }
-        return Advice(states, torch.where(real_BK, position_BW.gather(1, which_BK), -1))
+        return Advice(states, torch.where(real_BK, position_BW.gather(1, which_BK), -1), self._tops())
+
+    def _tops(self) -> Tops | None:
+        if not self.top:
+            return None
+        root_B1 = self.seq.tokens.gather(1, self.seq.lengths[:, None] - 1)
+        successors_BMk = self.scores.logits.topk(self.top, -1).indices
+        return Tops(torch.cat([root_B1, self.draft.tokens], 1), self.draft.parents, successors_BMk)

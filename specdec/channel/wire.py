@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -17,11 +17,14 @@ from specdec.hypotheses import Candidates
 from specdec.messages import VERSION, Closing, Early, Message, Opening, Outcome, Ready, Window
 from specdec.sampling import Sampling
 from specdec.trace import Span
-from specdec.types import Draft
+from specdec.types import Advice, Draft, Tap, Top, Tops
 
 KINDS: dict[str, type] = {
     kind.__name__: kind
-    for kind in (Opening, Ready, Early, Outcome, Window, Closing, Candidates, Draft, Sampling, Span)
+    for kind in (
+        *(Opening, Ready, Early, Outcome, Window, Closing),
+        *(Advice, Candidates, Draft, Sampling, Span, Tap, Top, Tops),
+    )
 }
 
 HINTS = {kind: get_type_hints(kind) for kind in KINDS.values()}
@@ -73,6 +76,8 @@ def pack(value: Any, tensors: list[Tensor]) -> Any:
         return {"kind": type(value).__name__, "content": content}
     if isinstance(value, tuple | list):
         return [pack(part, tensors) for part in value]
+    if isinstance(value, Mapping):
+        return {"mapping": [[pack(key, tensors), pack(part, tensors)] for key, part in value.items()]}
     return value
 
 
@@ -84,6 +89,8 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return value
     if "tensor" in value:
         return checked(tensors[str(value["tensor"])], value["shape"], value["type"])
+    if "mapping" in value:
+        return {unpack(key, tensors): unpack(part, tensors) for key, part in value["mapping"]}
     kind, content = KINDS[value["kind"]], {name: unpack(part, tensors) for name, part in value["content"].items()}
     for name, hint in HINTS[kind].items():
         if name in content and not fits(content[name], hint):
@@ -97,6 +104,11 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, one) for one in get_args(hint))
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(fits(part, get_args(hint)[0]) for part in value)
+    if get_origin(hint) is Mapping:
+        keys, parts = get_args(hint)
+        return isinstance(value, dict) and all(
+            fits(key, keys) and fits(part, parts) for key, part in value.items()
+        )
     if hint in (int, float):  # JSON may write a whole number for a float; a truth value is neither
         return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
     return isinstance(value, hint)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from specdec.runtime.held import flatten, rebuild
 from specdec.runtime.replay import Replay, current
+
+T = TypeVar("T")
 
 
 class Signal:
@@ -117,6 +120,16 @@ class Side:
     def bring(self, tensor: Tensor) -> Tensor:
         """A tensor of the target's on the drafter's device."""
         return tensor.to(self.drafter, non_blocking=self.drafter.type == "cuda")
+
+    def keep(self, value: T) -> T:
+        """A value of the target's that holds tensors, on the drafter's device, for as long as it is wanted.
+
+        The target goes on when it has the next window: its own recording then overwrites what is not copied.
+        """
+        leaves: list[Tensor] = []
+        shape, moves = flatten(value, leaves), self.target != self.drafter
+        kept: T = rebuild(shape, iter([self.bring(leaf) if moves else leaf.clone() for leaf in leaves]))
+        return kept
 
     def mark(self) -> torch.cuda.Event | None:
         """A mark in the target's own queue, behind all that it has been told."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from specdec import Draft, Sampling, tree
+from specdec import Advice, Draft, Sampling, Tap, tree
 from specdec.book import Book, either
 from specdec.channel import wire
 from specdec.channel.wire import decode, encode
@@ -116,14 +116,18 @@ def messages():
     candidates = Candidates(torch.ones(1, 3, 2).long(), torch.rand(1, 3, 2), torch.rand(1, 2))
     one = torch.tensor([3])
     laws = replace(draft, laws=torch.rand(1, 2, 9))
+    states = {Tap(2): torch.rand(1, 3, 4).bfloat16(), Tap(0): torch.rand(1, 3, 4)}
+    outcome = Outcome(7, 3, one, torch.ones(1, 2).long(), one, one, one, torch.tensor([True]))
     return [
         Opening(7, 0, torch.ones(1, 5).long(), one, one, one, Sampling(temperature=0.5, top_k=3), 2**63, True, 9),
         Ready(7, "no"),
         Early(7, 3, candidates),
-        Outcome(7, 3, one, torch.ones(1, 2).long(), one, one, one, torch.tensor([True])),
+        outcome,
         Window(7, 3, laws, torch.tensor([False]), 4, (Span("drafter.look", 1.0, 2.0, 3),), ("x: y",)),
         Window(7, 3, Draft.empty(one), torch.tensor([False])),
         Closing(),
+        Ready(7, wants=(Tap(2), Tap(0))),
+        replace(outcome, advice=Advice(states, torch.arange(3)[None])),
     ]
 
 
@@ -160,6 +164,17 @@ def test_messages_arrive_as_they_were_sent_or_not_at_all(message, monkeypatch):
 )
 def test_damage_of_any_kind_is_a_value_error(right, wrong):
     content = encode(messages()[4])
+    assert right in content and len(right) == len(wrong)
+    with pytest.raises(ValueError, match=r"damaged|part that is none"):
+        decode(content.replace(right, wrong))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [(b'mapping\\"', b'mopping\\"'), (b'layer\\": 2', b'layer\\":[]'), (b'Tap\\"', b'Tep\\"')],
+)
+def test_damaged_advice_is_a_value_error(right, wrong):
+    content = encode(messages()[-1])
     assert right in content and len(right) == len(wrong)
     with pytest.raises(ValueError, match=r"damaged|part that is none"):
         decode(content.replace(right, wrong))
