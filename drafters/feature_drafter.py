@@ -17,7 +17,7 @@ from specdec.noise import Noise
 from specdec.protocols import Verifier
 from specdec.runtime.huggingface import Network
 from specdec.sequences import Sequences
-from specdec.types import Context, Draft, Tap
+from specdec.types import Context, Draft, Tap, Want
 
 
 class FeatureDrafter:
@@ -41,7 +41,7 @@ class FeatureDrafter:
         self._taps: tuple[Tap, ...] = ()
 
     @property
-    def wants(self) -> tuple[Tap, ...]:
+    def wants(self) -> tuple[Want, ...]:
         """States of the target, known once decoding begins."""
         return self._taps
 
