@@ -9,6 +9,7 @@ from drafters.model import ModelDrafter
 from drafters.ngram import NgramDrafter
 from drafters.null import NullDrafter
 from drafters.redrafter import ReDrafter
+from drafters.stream import StreamDrafter
 from drafters.suffix import SuffixDrafter
 from drafters.synthetic import SyntheticDrafter
 
@@ -22,6 +23,7 @@ __all__ = [
     "NgramDrafter",
     "NullDrafter",
     "ReDrafter",
+    "StreamDrafter",
     "SuffixDrafter",
     "SyntheticDrafter",
 ]

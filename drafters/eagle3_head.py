@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from drafters import eagle3_layouts as layouts
-from drafters.checkpoint import fill, read, write
+from drafters.checkpoint import Tensors, fill, read, write
 from drafters.unrolled import Read, unrolled
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_layers import PairLayer, Rotary, layer_config, rms_norm
@@ -70,7 +70,7 @@ class Eagle3Head(nn.Module):
         self.rotary = Rotary(config)
 
     @classmethod
-    def load(cls, path: str | Path) -> Eagle3Head:
+    def load(cls, path: str | Path) -> Self:
         """A head of any of the public layouts; which one, its tensors and its ``config.json`` say.
 
         Args:
@@ -86,11 +86,17 @@ class Eagle3Head(nn.Module):
         wide, known = tensors.shape("fc.weight")[1], tensors.shape("lm_head.weight")[0]
         ids_D = layouts.ids_of(tensors, known, int(settings["vocab_size"]))
         embeds, residual = tensors.has("embed_tokens."), bool(tensors.config.get("norm_before_residual", False))
-        head = cls(settings, wide // (3 if layers is None else len(layers)), ids_D, layers, embeds, residual)
+        hidden, more = wide // (3 if layers is None else len(layers)), cls._more(tensors)
+        head = cls(settings, hidden, ids_D, layers, embeds, residual, *more)
         prefix = layouts.OWN if tensors.has(layouts.OWN) else layouts.PLAIN
         fill(head, lambda name, shape: tensors.take(name.replace(layouts.OWN, prefix), shape))
         tensors.finish()
         return head
+
+    @classmethod
+    def _more(cls, tensors: Tensors) -> tuple[Any, ...]:
+        """Further arguments, of a head that has more to it."""
+        return ()
 
     def save(self, path: str | Path, layout: str = "eagle3", target: str = "") -> None:
         """Write a directory that other programs can read.
@@ -115,11 +121,16 @@ class Eagle3Head(nn.Module):
         }
         if self.layers is not None:
             config["eagle_aux_hidden_state_layer_ids"] = list(self.layers)
+        config |= self._facts()
         prefix = layouts.LAYOUTS[layout]
         weights: dict[str, Tensor] = {
             name.replace(layouts.OWN, prefix): weight for name, weight in self.named_parameters()
         }
         write(path, layouts.FILES[0], weights | layouts.mapping(self.ids.cpu(), self.vocab_size), config)
+
+    def _facts(self) -> dict[str, Any]:
+        """What ``config.json`` says besides, of a head that has more to it."""
+        return {}
 
     @property
     def depth(self) -> int:

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from specdec import tree
 from specdec.runtime import CachedModel
-from specdec.runtime.feed import Feed
+from specdec.runtime.feed import Feed, Hanging
 from specdec.runtime.huggingface import Network
 from specdec.runtime.model import Scores
 from specdec.runtime.readout import Glance
@@ -102,6 +102,7 @@ class FeatureModel(CachedModel):
     """
 
     remembers = False
+    in_turn = True  # whether a node needs what was made of the one above it
 
     def __init__(self, network: FeatureNetwork) -> None:
         super().__init__(cast(Network, network))
@@ -141,8 +142,11 @@ class FeatureModel(CachedModel):
         chain: bool = False,
         glance: Glance | None = None,
     ) -> Scores:
-        """See ``CachedModel.advance``. Each node needs what was made of the one above: they are read in turn."""
-        scores = super().advance(tokens_BS[:, 1:], paired(lengths_B), None, taps, behind, True, glance)
+        """See ``CachedModel.advance``."""
+        row_BT, pairs_B = tokens_BS[:, 1:], paired(lengths_B)
+        if not self.in_turn:
+            return super().advance(row_BT, pairs_B, nodes, taps, behind, chain, glance)
+        scores = super().advance(row_BT, pairs_B, None, taps, behind, True, glance)
         logits = [scores.logits]
         if nodes is not None:
             size = nodes[0].shape[1]
@@ -162,12 +166,13 @@ class FeatureModel(CachedModel):
         feature_BWX = self._features(what)
         attention = {"window": window}
         own_BWX = network.head.read(what.tokens, feature_BWX, what.positions, network.target, **attention)
-        row_B1 = torch.arange(len(window.slots), device=window.slots.device)[:, None]
-        self._made[row_B1, window.slots] = own_BWX
+        if self.in_turn:
+            row_B1 = torch.arange(len(window.slots), device=window.slots.device)[:, None]
+            self._made[row_B1, window.slots] = own_BWX
         return Scores(network.head.logits(own_BWX[:, -keep:], network.target))
 
     def _features(self, what: Feed) -> Tensor:
-        """[B, W, X]: the target's behind committed tokens, the head's own behind nodes."""
+        """[B, W, X]: the target's behind committed tokens, others behind nodes."""
         hanging: Any = self._hanging
         self._fit()
         slot_BW = torch.where(what.slots >= 0, what.slots, self.memory.cache.trash)
@@ -175,9 +180,13 @@ class FeatureModel(CachedModel):
         if hanging.size == 0:
             return given_BWX
         node_BW = slot_BW - hanging.lengths[:, None]
-        above_BW = hanging.parents.gather(1, node_BW.clamp(0, hanging.size - 1)).clamp(min=tree.ROOT)
-        made_BWX = along(self._made, (hanging.lengths[:, None] + above_BW).clamp(min=0))
-        return torch.where((node_BW >= 0)[..., None], made_BWX, given_BWX)
+        drafted_BWX = self._drafted(node_BW.clamp(0, hanging.size - 1), hanging)
+        return torch.where((node_BW >= 0)[..., None], drafted_BWX, given_BWX)
+
+    def _drafted(self, node_BW: Tensor, hanging: Hanging) -> Tensor:
+        """[B, W, X]: the features that nodes are read with, what the head made of the node above."""
+        above_BW = hanging.parents.gather(1, node_BW).clamp(min=tree.ROOT)
+        return along(self._made, (hanging.lengths[:, None] + above_BW).clamp(min=0))
 
     def _fit(self) -> None:
         """Room for every slot of the cache."""

@@ -34,6 +34,7 @@ class FeatureDrafter:
     """
 
     static = True
+    kind: type[FeatureModel] = FeatureModel
 
     def __init__(self, head: FeatureHead, length: int = 5, width: int = 1, nodes: int | None = None) -> None:
         self.head, self.shape = head, Shape(length, width, nodes)
@@ -69,7 +70,7 @@ class FeatureDrafter:
         network = target.model.network
         if self.model is None or not self.model.serves(network):
             self.head.check(network)
-            self._taps, self.model = self.head.taps(network.depth), model_of(self.head, network)
+            self._taps, self.model = self.head.taps(network.depth), model_of(self.head, network, self.kind)
         self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)
 
     def draft(self, context: Context, noise: Noise) -> Draft:
@@ -97,9 +98,9 @@ class FeatureDrafter:
         return self.model
 
 
-def model_of(head: FeatureHead, target: Network) -> FeatureModel:
+def model_of(head: FeatureHead, target: Network, kind: type[FeatureModel] = FeatureModel) -> FeatureModel:
     """A head with a cache, on the target's device and in its type."""
     module: Any = cast(nn.Module, head)
     if any((weight.device, weight.dtype) != (target.device, target.dtype) for weight in module.parameters()):
         module = copy.deepcopy(module).to(target.device, target.dtype)
-    return FeatureModel(FeatureNetwork(module.eval(), target))
+    return kind(FeatureNetwork(module.eval(), target))

@@ -84,15 +84,16 @@ class Roots:
         """The last committed token of each row; ``behind`` is how many tokens the model lacks at most."""
         waits = behind if context.static else None
         logits_B1V = model.advance(context.tokens, context.lengths, behind=waits, chain=chain).logits
-        return cls._last(context, fit(logits_B1V, vocabulary), 0, vocabulary)
+        return cls.last(context, fit(logits_B1V, vocabulary), 0, vocabulary)
 
     @classmethod
     def beside(cls, context: Context, window: Draft, logits_B1V: Tensor, vocabulary: int) -> Roots:
         """The last committed token of each row, whose logits are known, with a window in the model's tree."""
-        return cls._last(context, logits_B1V, window.size, vocabulary)
+        return cls.last(context, logits_B1V, window.size, vocabulary)
 
     @classmethod
-    def _last(cls, context: Context, logits_B1V: Tensor, fed: int, vocabulary: int) -> Roots:
+    def last(cls, context: Context, logits_B1V: Tensor, fed: int, vocabulary: int) -> Roots:
+        """The last committed token of each row, whose logits are known, with so many nodes in the model's tree."""
         seen_BV = seen_if(context, vocabulary)
         return cls(
             logits_B1V,

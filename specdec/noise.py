@@ -77,11 +77,14 @@ class Noise:
         words = philox((blocks, positions[..., None], row + zero, zero + int(lane)), self.key)
         return torch.stack(torch.broadcast_tensors(*words), -1).flatten(-2)
 
-    def uniform(self, positions: Tensor, lane: Lane, index: int = 0) -> Tensor:
-        """float64 [B, ...] in (0, 1), for positions of shape [B, ...]."""
-        table_BS = self._table(lane, index // 4)[..., index % 4]
+    def uniform(self, positions: Tensor, lane: Lane, index: int | Tensor = 0) -> Tensor:
+        """float64 [B, ...] in (0, 1), for positions of shape [B, ...]; a tensor gives each an index of its own."""
         # A node past the end of its row can never be committed: any number will do for it.
         inside = positions.clamp(max=self.positions - 1)
+        if isinstance(index, Tensor):
+            words = self.words(inside, lane, (index // 4)[..., None])
+            return ((words + 0.5) / 2.0**32).gather(-1, (index % 4)[..., None])[..., 0]
+        table_BS = self._table(lane, index // 4)[..., index % 4]
         return table_BS.gather(1, inside.flatten(1)).reshape(positions.shape)
 
     def _table(self, lane: Lane, block: int) -> Tensor:
@@ -99,7 +102,7 @@ class Noise:
         """bool [B, ...]: true with probability ``chance``; ``index`` tells several at one position apart."""
         return self.uniform(positions, Lane.ACCEPT, index) < chance
 
-    def draw(self, laws: Tensor, positions: Tensor, lane: Lane = Lane.TARGET, index: int = 0) -> Tensor:
+    def draw(self, laws: Tensor, positions: Tensor, lane: Lane = Lane.TARGET, index: int | Tensor = 0) -> Tensor:
         """int64 [B, ...]: a token from each law [B, ..., V] (need not be normalised), by inversion."""
         # In float64: the sum over a large vocabulary must not move small probabilities.
         below = laws.double().cumsum(-1)
@@ -117,7 +120,7 @@ class Noise:
         chance = (words + 0.5).to(laws.dtype) / 2.0**32
         return (laws / -torch.log1p(-chance)).argmax(-1)
 
-    def propose(self, laws: Tensor, lengths: Tensor, depth: int, sibling: int = 0) -> Tensor:
+    def propose(self, laws: Tensor, lengths: Tensor, depth: int | Tensor, sibling: int = 0) -> Tensor:
         """int64 [B, ...]: a drafter's token from each of its laws [B, ..., V].
 
         Its numbers are keyed by the committed length and the depth in the draft, so that every draft has new
@@ -127,7 +130,7 @@ class Noise:
         Args:
             laws: [B, ..., V].
             lengths: int64 [B, ...], committed tokens.
-            depth: 0 for the first drafted token.
+            depth: 0 for the first drafted token; int64 [B, ...] where not all are of the same.
             sibling: tells draws under the same parent apart.
         """
         if self.coupled:
@@ -148,11 +151,11 @@ class Still(Noise):
     def accepts(self, chance: Tensor, positions: Tensor, index: int = 0) -> Tensor:
         return chance > 0.5
 
-    def draw(self, laws: Tensor, positions: Tensor, lane: Lane = Lane.TARGET, index: int = 0) -> Tensor:
+    def draw(self, laws: Tensor, positions: Tensor, lane: Lane = Lane.TARGET, index: int | Tensor = 0) -> Tensor:
         return laws.argmax(-1)
 
     def race(self, laws: Tensor, positions: Tensor) -> Tensor:
         return laws.argmax(-1)
 
-    def propose(self, laws: Tensor, lengths: Tensor, depth: int, sibling: int = 0) -> Tensor:
+    def propose(self, laws: Tensor, lengths: Tensor, depth: int | Tensor, sibling: int = 0) -> Tensor:
         return laws.argmax(-1)

@@ -12,8 +12,17 @@ from families import FAMILIES
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import specdec
-from drafters import Eagle3Drafter, EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter, SuffixDrafter
+from drafters import (
+    Eagle3Drafter,
+    EarlyExitDrafter,
+    ModelDrafter,
+    NgramDrafter,
+    NullDrafter,
+    StreamDrafter,
+    SuffixDrafter,
+)
 from drafters.eagle3_head import Eagle3Head
+from drafters.stream_head import StreamHead
 from drafters.streaming import StreamingDrafter, Successors
 from specdec import Block, Coupled, Match, Ratio, Sampling
 from specdec.channel import Simulated, Thread
@@ -39,6 +48,7 @@ DRAFTERS = {
     "early exit tree": lambda model: EarlyExitDrafter(exit_layer=1, length=2, width=2),
     "eagle 3": lambda model: Eagle3Drafter(eagle3(model), length=3),
     "eagle 3 tree": lambda model: Eagle3Drafter(eagle3(model), length=3, width=2, nodes=5),
+    "streams": lambda model: StreamDrafter(StreamHead.on(eagle3(model), 2), length=6, steps=3),
 }
 
 

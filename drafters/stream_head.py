@@ -1,0 +1,179 @@
+"""An EAGLE-3 head that says several tokens at every place: speculative streaming (arXiv 2402.11131, 2503.01840).
+
+B rows, S token slots, T pairs of a token and the feature before it, P places that count, E streams of a pair,
+F = E + 1 of them and the main one, X hidden size of the head, D draft vocabulary, V target vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
+
+from drafters.checkpoint import Tensors
+from drafters.eagle3_head import DECAY, STEPS, Eagle3Head, begun, laws
+from drafters.unrolled import Past, Read, seen_by
+from specdec.runtime.huggingface import Network
+from specdec.types import Tap
+
+STREAM = 0.1  # weight of a stream in the loss; that of the main stream is 1 (arXiv 2402.11131)
+WEIGHT = "streams.weight"
+
+
+class StreamHead(Eagle3Head):
+    """Weights of an EAGLE-3 head with streams.
+
+    The main stream says the token behind a pair. Stream j says the one j places further: it reads the pair with a
+    learned embedding added to its feature, S_tj = M_t + P_j, stands j places further, and sees what the pair sees
+    and the streams before it. All go through the same layer, norm and LM head.
+
+    Unlike EAGLE-3's, a pair behind a drafted token does not read what was made of the pair before it, but the
+    newest state of the target that there is. What the main stream says there then follows from tokens alone, so
+    that guessed tokens can be verified side by side; behind committed tokens it says what EAGLE-3 does.
+
+    Args:
+        settings, target_hidden, ids, layers, embeds, norm_before_residual: see ``Eagle3Head``.
+        streams: E.
+
+    Raises:
+        ValueError: no streams, or what ``Eagle3Head`` refuses.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        target_hidden: int,
+        ids: Tensor | None = None,
+        layers: Sequence[int] | None = None,
+        embeds: bool = False,
+        norm_before_residual: bool = False,
+        streams: int = 3,
+    ) -> None:
+        super().__init__(settings, target_hidden, ids, layers, embeds, norm_before_residual)
+        if streams < 1:
+            raise ValueError(f"streams must be at least 1, not {streams}: Eagle3Head has none")
+        self.streams = nn.Embedding(streams, self.width)
+        nn.init.normal_(self.streams.weight, std=self.config.initializer_range)
+
+    @classmethod
+    def on(cls, head: Eagle3Head, streams: int = 3) -> StreamHead:
+        """A copy of a trained head, with streams that are not."""
+        residual = head.midlayer.norm_before_residual
+        settings, embeds = head.config.to_dict(), head.embed_tokens is not None
+        made = cls(settings, head.target_hidden, head.ids, head.layers, embeds, residual, streams)
+        made.load_state_dict(head.state_dict(), strict=False)
+        return made.to(head.fc.weight.device, head.fc.weight.dtype)
+
+    @property
+    def count(self) -> int:
+        """E."""
+        return self.streams.num_embeddings
+
+    def only_streams(self) -> None:
+        """Freeze all but the streams' embeddings: what the main stream says stays as it is, to the bit."""
+        for name, weight in self.named_parameters():
+            weight.requires_grad_(name == WEIGHT)
+
+    @classmethod
+    def _more(cls, tensors: Tensors) -> tuple[Any, ...]:
+        streams = tensors.shape(WEIGHT)[0]
+        tensors.agree(streams=streams)
+        return (streams,)
+
+    def _facts(self) -> dict[str, Any]:
+        return {"architectures": ["StreamHead"], "streams": self.count}
+
+    def losses(
+        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Network
+    ) -> dict[str, Tensor]:
+        """By step of the training-time test the main stream's loss, as EAGLE-3's, and by stream its own.
+
+        A stream's is the cross-entropy of the tokens that followed, times 0.1, over all steps with their weights.
+        Takes the arguments of ``drafters.trainable.Trainable.losses``.
+        """
+        counts_BT = wanted_BS[:, 1:]
+        law_PD, known_P = laws(target, states[Tap(target.depth)][:, 1:][counts_BT], self.ids)
+        feature_BTX = self.feature({tap: state[:, :-1] for tap, state in states.items()}, target)
+        read: Read = partial(self.read, tokens_BS[:, 1:].repeat(1, 1 + self.count), target=target)
+        losses: dict[str, Tensor] = {}
+        lessons = [self._lesson(tokens_BS, wanted_BS, stream) for stream in range(1, 1 + self.count)]
+        ahead = {f"stream {stream}": feature_BTX.new_zeros(()) for stream in range(1, 1 + self.count)}
+        for step, own_BFTX in enumerate(unrolled_streams(read, feature_BTX, self.streams.weight, STEPS)):
+            here_BT = begun(wanted_BS[:, :-1], step)
+            taught_P = here_BT[counts_BT] & known_P
+            said_PD = self._said(own_BFTX[:, 0][counts_BT][taught_P])
+            losses[f"step {step + 1}"] = DECAY**step * _mean(said_PD, law_PD[taught_P])
+            for stream, (name, (known_BT, label_BT)) in enumerate(zip(ahead, lessons, strict=True), 1):
+                taught_BT = here_BT & known_BT
+                ahead[name] = ahead[name] + STREAM * DECAY**step * _mean(
+                    self._said(own_BFTX[:, stream][taught_BT]), label_BT[taught_BT]
+                )
+        return losses | ahead
+
+    def _lesson(self, tokens_BS: Tensor, wanted_BS: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+        """bool [B, T]: whether a stream learns at a pair if the draft began where it should; and int64 [B, T], the
+        token in the draft vocabulary. Pair t is that of token t + 1: the stream says token t + 2 + j."""
+        place_V = torch.full((self.vocab_size,), -1, device=tokens_BS.device)
+        place_V[self.ids] = torch.arange(len(self.ids), device=tokens_BS.device)
+        wanted_BT = pad(wanted_BS[:, :-1], (0, stream + 1))[:, 1 + stream : tokens_BS.shape[1] + stream]
+        label_BT = pad(place_V[tokens_BS], (0, stream + 1), value=-1)[
+            :, 2 + stream : 1 + stream + tokens_BS.shape[1]
+        ]
+        return wanted_BT & (label_BT >= 0), label_BT
+
+    def _said(self, own_PX: Tensor) -> Tensor:
+        return self.lm_head(self.norm(own_PX)).float()
+
+
+def unrolled_streams(read: Read, features_BTX: Tensor, streams_EX: Tensor, steps: int) -> Iterator[Tensor]:
+    """What a head makes in every step of the training-time test, [B, F, T, X] each; see ``drafters.unrolled``.
+
+    At place t step j reads the last true feature, that of pair t - j. Later steps see pairs, never streams.
+
+    Args:
+        read: (features, positions [1, F * T], attention) to what the head makes of them and of its tokens.
+        features_BTX: the target's.
+        streams_EX: the streams' embeddings.
+        steps: how many.
+    """
+    size, apart_FX = features_BTX.shape[1], pad(streams_EX, (0, 0, 1, 0))
+    further_F1 = torch.arange(len(apart_FX), device=features_BTX.device)[:, None]
+    positions_1W = (further_F1 + torch.arange(size, device=features_BTX.device)).flatten()[None]
+    past = PairsPast(size)
+    for step in range(steps):
+        feature_BWX = (features_BTX[:, None] + apart_FX[:, None]).flatten(1, 2)
+        seen = streams_see(step, size, len(streams_EX), features_BTX.device)
+        own_BWX = read(feature_BWX, positions_1W, attention_mask=seen, past_key_values=past)
+        yield own_BWX.unflatten(1, (len(apart_FX), size))
+        features_BTX = pad(features_BTX[:, :-1], (0, 0, 1, 0))
+
+
+class PairsPast(Past):
+    """Keeps the first keys and values of each step, those of pairs: streams behind them are gone with the step."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *others: Any, **more: Any) -> tuple[Tensor, Tensor]:
+        """Those of this step too, side by side with the earlier ones."""
+        both = super().update(keys, values, layer, *others, **more)
+        self._held[layer][-1] = keys[:, :, : self._size], values[:, :, : self._size]
+        return both
+
+
+def streams_see(step: int, size: int, streams: int, device: torch.device) -> Tensor:
+    """bool [1, 1, F * T, step * T + F * T]: what the pair sees, and streams up to their own at the same place."""
+    pairs = seen_by(step, size, device)[0, 0].repeat(1 + streams, 1)
+    upto_FE = torch.ones(1 + streams, streams, dtype=torch.bool, device=device).tril(-1)
+    beside = torch.kron(upto_FE, torch.eye(size, dtype=torch.bool, device=device))
+    return torch.cat([pairs, beside], 1)[None, None]
+
+
+def _mean(said_PD: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy; 0 where there is no place."""
+    return cross_entropy(said_PD, wanted, reduction="sum") / max(1, len(said_PD))
