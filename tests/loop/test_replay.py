@@ -35,6 +35,8 @@ DRAFTERS = {
     "chain": lambda model: ModelDrafter(model, length=4),
     "streaming": lambda model: StreamingDrafter(load(model).model, STREAMS, length=4),
     "tree": lambda model: ModelDrafter(model, length=3, width=2, nodes=5),
+    "static tree": lambda model: ModelDrafter(model, tree=[[0], [2], [0, 0], [0, 1], [2, 0], [0, 1, 0]]),
+    "confident chain": lambda model: ModelDrafter(model, length=4, confidence=0.1),
     "early exit": lambda model: EarlyExitDrafter(exit_layer=1, length=3),
     "early exit tree": lambda model: EarlyExitDrafter(exit_layer=1, length=2, width=2),
     "eagle 3": lambda model: Eagle3Drafter(eagle3(model), length=3),
