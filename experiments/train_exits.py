@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.exit_data import Pool, Writing, collect, requests
+from experiments.exit_data import Pool, collect
 from experiments.provenance import PROJECT, device_name, revision
+from experiments.requests import requests
+from experiments.writing import Writing
 from specdec.exit import Exit
 from specdec.runtime import CachedModel
 from specdec.runtime.checkpoints import SHORT_NAMES, resolve, sha256
