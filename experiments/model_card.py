@@ -23,10 +23,8 @@ def card(found: Found, data: Mapping[str, Any], config: Mapping[str, Any], origi
         origin: see ``provenance``.
     """
     target, values = called(config["target"]), flat(dict(config))
-    recipe = {
-        name: value for name, value in values.items() if not name.startswith((*PLACES, "target", "verifier."))
-    }
-    recipe = {name: value for name, value in recipe.items() if value != "???"}
+    hidden = (*PLACES, "target", "verifier.")
+    recipe = {name: value for name, value in values.items() if value != "???" and not name.startswith(hidden)}
     revision = origin["git"] or {"revision": "unknown", "dirty": False}
     versions = ", ".join(f"{name} {value}" for name, value in origin["versions"].items() if value)
     depths = ", ".join(f"{share:.3f}" for share in found.by_depth) or "none drafted"
