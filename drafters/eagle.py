@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from drafters.checkpoint import fill, read, write
 from drafters.feature_drafter import FeatureDrafter
-from specdec.runtime.huggingface import Network
+from drafters.lender import Lender
+from drafters.trainable import FrozenTarget
 from specdec.runtime.huggingface_layers import Layers, Rotary, layer_config
 from specdec.types import Tap
 
@@ -51,6 +52,11 @@ class EagleHead(nn.Module):
         self.layers = Layers(self.config, bare=True)
         self.embed_tokens = nn.Embedding(self.config.vocab_size, hidden) if embeds else None
         self.rotary = Rotary(self.config)
+
+    @classmethod
+    def fresh(cls, target: FrozenTarget, layers: int = 1) -> EagleHead:
+        """A head of so many layers for a target, of the target's sizes, in float32."""
+        return cls({**target.settings, "num_hidden_layers": layers})
 
     @classmethod
     def load(cls, path: str | Path) -> EagleHead:
@@ -89,7 +95,7 @@ class EagleHead(nn.Module):
         """The state behind the last layer."""
         return (Tap(depth),)
 
-    def check(self, target: Network) -> None:
+    def check(self, target: Lender) -> None:
         """See ``FeatureHead``."""
         theirs_V, theirs = target.head_weight.shape
         for name, mine, other in (
@@ -101,24 +107,24 @@ class EagleHead(nn.Module):
                     f"the head was made for a target with a {name} of {mine}, but this one has {other}"
                 )
 
-    def feature(self, states: Mapping[Tap, Tensor], target: Network) -> Tensor:
+    def feature(self, states: Mapping[Tap, Tensor], target: Lender) -> Tensor:
         """See ``FeatureHead``."""
         return target.norm(states[Tap(target.depth)]).to(self.fc.weight.dtype)
 
     def read(
-        self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Network, **attention: Any
+        self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Lender, **attention: Any
     ) -> Tensor:
         """See ``FeatureHead``."""
         embedding = target.embed if self.embed_tokens is None else self.embed_tokens
         pair = torch.cat([embedding(tokens_BW).to(features_BWX.dtype), features_BWX], -1)
         return self.layers(self.fc(pair), self.rotary(features_BWX, positions_BW), **attention)
 
-    def logits(self, own_BWX: Tensor, target: Network) -> Tensor:
+    def logits(self, own_BWX: Tensor, target: Lender) -> Tensor:
         """See ``FeatureHead``."""
         return target.head(own_BWX)
 
     def losses(
-        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Network
+        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Lender
     ) -> dict[str, Tensor]:
         """Smooth L1 distance of the next states, and 0.1 times the cross-entropy of their laws.
 
@@ -139,19 +145,15 @@ class EagleHead(nn.Module):
 
 
 class EagleDrafter(FeatureDrafter):
-    """Drafts with an EAGLE head: a chain, or the tree of EAGLE-2 (Li et al., arXiv 2401.15077 and 2406.16858).
+    """Drafts with an EAGLE head: a chain, a tree of ranks, or EAGLE-2's tree (arXiv 2401.15077, 2406.16858).
 
     Args:
         weights: a directory or file of a trained head, or a head in memory.
-        length, width, nodes: see ``ModelDrafter``.
+        length, shape: width, nodes, tree and confidence too, see ``ModelDrafter``.
 
     Raises:
         FileNotFoundError, ValueError: see ``EagleHead.load`` and ``FeatureDrafter``.
     """
 
-    def __init__(
-        self, weights: str | Path | EagleHead, length: int = 5, width: int = 1, nodes: int | None = None
-    ) -> None:
-        super().__init__(
-            weights if isinstance(weights, EagleHead) else EagleHead.load(weights), length, width, nodes
-        )
+    def __init__(self, weights: str | Path | EagleHead, length: int = 5, **shape: Any) -> None:
+        super().__init__(weights if isinstance(weights, EagleHead) else EagleHead.load(weights), length, **shape)

@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import nn
 
 from drafters.heads import HeadModel, Heads
-from drafters.model import Shape
+from drafters.shape import Shape
 from specdec.noise import Noise
 from specdec.protocols import Verifier
 from specdec.runtime.huggingface import Network

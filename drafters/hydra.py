@@ -15,8 +15,8 @@ from torch.nn.functional import embedding, silu
 from drafters.checkpoint import Tensors, fill, read, write
 from drafters.head_drafter import HeadDrafter
 from drafters.heads import Block
+from drafters.lender import Lender
 from drafters.teaching import lessons
-from specdec.runtime.huggingface import Network
 from specdec.types import Tap
 
 FILES = ("hydra_lm_head.safetensors", "hydra_lm_head.pt")
@@ -106,7 +106,7 @@ class HydraHeads(nn.Module):
     @classmethod
     def fresh(
         cls,
-        target: Network,
+        target: Lender,
         heads: int = 4,
         layers: int = 1,
         shared_head: bool = False,
@@ -140,13 +140,17 @@ class HydraHeads(nn.Module):
             **facts,
         }
         shared = {"shared_head": True} if self.vocabulary is None else {}
-        write(path, FILES[1], self.state_dict(), {**config, **shared})
+        write(path, FILES[0], self.state_dict(), {**config, **shared})
+
+    def taps(self, depth: int) -> tuple[Tap, ...]:
+        """The state behind the last layer."""
+        return (Tap(depth),)
 
     def start(self, state_BWX: Tensor) -> Tensor:
         """The state, which is what a node remembers before it has read a token."""
         return state_BWX
 
-    def read(self, level: int, memory_BWY: Tensor, tokens_BW: Tensor, target: Network) -> Tensor:
+    def read(self, level: int, memory_BWY: Tensor, tokens_BW: Tensor, target: Lender) -> Tensor:
         """The state and the embeddings of all tokens so far, side by side."""
         if not self.grounded:
             return memory_BWY
@@ -154,13 +158,13 @@ class HydraHeads(nn.Module):
         embedded_BWX = target.embed(tokens_BW) if own is None else embedding(tokens_BW, own.weight)
         return torch.cat([memory_BWY, embedded_BWX.to(memory_BWY.dtype)], -1)
 
-    def say(self, level: int, memory_BWY: Tensor, target: Network) -> Tensor:
+    def say(self, level: int, memory_BWY: Tensor, target: Lender) -> Tensor:
         """Logits [B, W, V] of a head."""
         said_BWX = self.hydra_mlp[level](memory_BWY)
         return target.head(said_BWX) if self.vocabulary is None else self.hydra_lm_head[level](said_BWX)
 
     def losses(
-        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Network
+        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Lender
     ) -> dict[str, Tensor]:
         """By head, its cross-entropy behind the true tokens: the loss is their sum.
 

@@ -38,7 +38,7 @@ class ToyHead(nn.Module):
     ) -> None:
         super().__init__()
         self.depth, self.layer, self.nan_at, self.calls = target.depth, layer, nan_at, 0
-        self.dropout, self.linear = nn.Dropout(dropout), nn.Linear(target.hidden, target.vocab_size)
+        self.dropout, self.linear = nn.Dropout(dropout), nn.Linear(target.head_weight.shape[1], target.vocab_size)
 
     def taps(self, depth: int) -> tuple[Tap, ...]:
         return (Tap(depth if self.layer is None else self.layer),)

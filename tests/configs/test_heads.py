@@ -43,7 +43,7 @@ def config(request: pytest.FixtureRequest, tiny_model_dir: Path) -> Iterator[obj
 def losses(head: nn.Module, verifier: FullVerifier, wanted_BS: Tensor) -> dict[str, Tensor]:
     target, noise = FrozenTarget(verifier.model.network), torch.Generator().manual_seed(1)
     taps = {*checked(head).taps(target.depth), Tap(target.depth)}
-    states = {tap: torch.randn(ROWS, SLOTS, target.hidden, generator=noise) for tap in taps}
+    states = {tap: torch.randn(ROWS, SLOTS, target.head_weight.shape[1], generator=noise) for tap in taps}
     tokens_BS = torch.randint(target.vocab_size, (ROWS, SLOTS), generator=noise)
     return checked(head).losses(states, tokens_BS, wanted_BS, target)
 
