@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.folder import flat
 from experiments.train_checks import Found
 
-# Where things lay on a machine is nobody else's business.
 PLACES = ("hydra.", "out", "cache", "resume", "device", "logger", "prompts")
 
 
-def card(
-    target: str, found: Found, data: Mapping[str, Any], config: Mapping[str, Any], origin: Mapping[str, Any]
-) -> str:
+def card(found: Found, data: Mapping[str, Any], config: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
     """Markdown.
 
     Args:
-        target: the model that the head drafts for.
         found: its last check.
         data: what it learnt from, by what a line is called.
         config: the resolved configuration.
         origin: see ``provenance``.
     """
-    recipe = {name: value for name, value in flat(dict(config)).items() if not name.startswith(PLACES)}
+    target, values = called(config["target"]), flat(dict(config))
+    hidden = (*PLACES, "target", "verifier.")
+    recipe = {name: value for name, value in values.items() if value != "???" and not name.startswith(hidden)}
     revision = origin["git"] or {"revision": "unknown", "dirty": False}
     versions = ", ".join(f"{name} {value}" for name, value in origin["versions"].items() if value)
     depths = ", ".join(f"{share:.3f}" for share in found.by_depth) or "none drafted"
@@ -55,7 +54,7 @@ def card(
             "```yaml",
             *(f"{name}: {value}" for name, value in recipe.items()),
             "```",
-            f"`{origin['command']}`",
+            f"`{typed(origin['command'], config['target'])}`",
             "",
             f"Revision {revision['revision']}{', with changes' if revision['dirty'] else ''}; {versions}; "
             f"{origin['date']}.",
@@ -64,6 +63,18 @@ def card(
     )
 
 
-def names_of(prompts: list[str]) -> str:
-    """Files of prompts, without where they lay."""
-    return ", ".join(Path(file).name for file in prompts)
+def sources(files: Sequence[str]) -> str:
+    """What the target was asked. Of files only the names: where they lay is nobody else's business."""
+    names = ", ".join(Path(file).name for file in files) or "the project's own"
+    return f"{names}; code of the Python standard library"
+
+
+def called(target: str) -> str:
+    """The target's name; of a directory the last part."""
+    return Path(target).name if Path(target).expanduser().exists() else target
+
+
+def typed(command: str, target: str) -> str:
+    """A command without places."""
+    words = [f"target={called(target)}" if word.startswith("target=") else word for word in shlex.split(command)]
+    return shlex.join(word for word in words if not word.startswith(PLACES))

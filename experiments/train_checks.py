@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -85,18 +86,27 @@ class Check:
         }
 
 
-def drafter_maker(node: DictConfig, instantiate: Callable[..., Any]) -> MakeDrafter:
+def drafter_maker(node: DictConfig) -> MakeDrafter:
     """What makes a drafter of a head: its one value that is left open (``???``) takes the head.
 
     Raises:
         ValueError: another number of values is left open.
     """
-    missing = sorted(OmegaConf.missing_keys(node))
+    missing = sorted(str(key) for key in node if OmegaConf.is_missing(node, key))
     if len(missing) != 1:
         raise ValueError(
             "head.drafter must leave one value open (???), which takes the head, and leaves open "
             f"{' and '.join(missing) or 'none'}"
         )
-    rest = OmegaConf.create({key: value for key, value in node.items_ex(resolve=True) if key != missing[0]})
+    given: Any = OmegaConf.to_container(node, resolve=True)  # it may refer to values outside of it
+    rest = {key: value for key, value in given.items() if key != missing[0]}
     made = instantiate(rest, _convert_="all", _partial_=True)
-    return lambda head: made(**{missing[0]: head})
+
+    def make(head: nn.Module) -> Drafter:
+        try:
+            drafter: Drafter = made(**{missing[0]: head})
+        except TypeError as error:
+            raise ValueError(f"head.drafter: {error}") from error
+        return drafter
+
+    return make

@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch import Tensor
 from experiments.replies import Text, padded
 from specdec import Tap
 from specdec.runtime import CachedModel
+
+Row = TypeVar("Row")
 
 POOL = 32  # batches that are cut from rows of like length
 SHORTEST = 2  # tokens of a reply, so that one can be foretold from the one before
@@ -98,7 +101,7 @@ def _epoch(order: Order, epoch: int) -> tuple[tuple[int, ...], ...]:
     return tuple(batches)
 
 
-def cut(rows: Sequence[int], size: int) -> list[tuple[int, ...]]:
+def cut(rows: Sequence[Row], size: int) -> list[tuple[Row, ...]]:
     """Parts of so many rows; the last one may be smaller."""
     return [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]
 

@@ -91,7 +91,7 @@ class TrainingFolder(Folder):
             scratch.replace(self.out)
         except OSError as error:
             raise OSError(
-                f"the head could not be written to {self.out} ({error}): make room, then pass resume=true; no step "
+                f"the head cannot be written to {self.out} ({error}): make room and pass resume=true, no step "
                 "is trained again"
             ) from error
         finally:
