@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from drafters.trainable import FrozenTarget, checked
+from drafters.trainable import FrozenTarget, checked, taps_of
 from experiments.pace import pace
 from experiments.train_data import Batch
 from specdec import Tap
@@ -81,7 +81,7 @@ class Trainer:
 
     def __init__(self, accelerator: Accelerator, head: nn.Module, model: CachedModel, recipe: Recipe) -> None:
         self.accelerator, self.head, self.target, self.recipe = accelerator, head, model, recipe
-        self.taps, self.step = taps_of(head, model), 0
+        self.taps, self.step = taps_of(head, model.network), 0
         self.weights = [weight for weight in head.parameters() if weight.requires_grad]
         if not self.weights:
             raise ValueError(f"{type(head).__name__} has no weights that learn")
@@ -178,16 +178,6 @@ class Trainer:
         self.optimiser.load_state_dict(content["optimiser"])
         set_noise(self.target.device, content["noise"][self.accelerator.process_index])
         self.step = content["step"]
-
-
-def taps_of(head: nn.Module, model: CachedModel) -> tuple[Tap, ...]:
-    """The states that a head reads, and the last layer's. Raises ValueError where there is no such layer."""
-    depth = model.network.depth
-    wanted = checked(head).taps(depth)
-    wrong = [tap.layer for tap in wanted if not 0 <= tap.layer <= depth]
-    if wrong:
-        raise ValueError(f"{type(head).__name__} reads behind layer {wrong[0]}, but the target has {depth} layers")
-    return tuple(dict.fromkeys((*wanted, Tap(depth))))
 
 
 def noise_of(device: torch.device) -> dict[str, Tensor]:

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from drafters.trainable import FrozenTarget
 from specdec import Context, Draft, Noise, Tap
 from specdec.protocols import Verifier
+from specdec.runtime.huggingface import Network
 from specdec.sequences import Sequences
 
 KILL = "TOY_KILL_AT"  # a call of ``losses`` in which the process is killed
@@ -34,7 +34,7 @@ class ToyHead(nn.Module):
     """
 
     def __init__(
-        self, target: FrozenTarget, dropout: float = 0.0, layer: int | None = None, nan_at: int | None = None
+        self, target: Network, dropout: float = 0.0, layer: int | None = None, nan_at: int | None = None
     ) -> None:
         super().__init__()
         self.depth, self.layer, self.nan_at, self.calls = target.depth, layer, nan_at, 0
@@ -44,7 +44,7 @@ class ToyHead(nn.Module):
         return (Tap(depth if self.layer is None else self.layer),)
 
     def losses(
-        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: FrozenTarget
+        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Network
     ) -> dict[str, Tensor]:
         step = self.count()
         counts_BS = wanted_BS[:, :-1] & wanted_BS[:, 1:]
@@ -61,8 +61,8 @@ class ToyHead(nn.Module):
             os.kill(os.getpid(), signal.SIGKILL)
         return self.calls - REHEARSALS
 
-    def save(self, directory: Path) -> None:
-        save_file(self.state_dict(), directory / "model.safetensors")
+    def save(self, path: Path) -> None:
+        save_file(self.state_dict(), path / "model.safetensors")
 
 
 class ToyDrafter:

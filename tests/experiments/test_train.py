@@ -144,6 +144,21 @@ def test_loss_falls_and_acceptance_rises(done: Done) -> None:
     assert done.log[-1]["ahead"] < 0.5 * done.log[1]["ahead"]
 
 
+@pytest.mark.parametrize("head", ["medusa", "hydra", "redrafter"])
+def test_heads_of_the_project_learn(training: Training, head: str) -> None:
+    learnt = training(f"head={head}", "steps=40", "check_every=40", "rate=0.01")
+    assert learnt.status == 0, learnt.said
+    first, last = (record for record in learnt.log if "accepted_tokens" in record)
+    assert last["accepted_tokens"] > first["accepted_tokens"] + 0.3
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_target_of_another_type(training: Training, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.train_build.pick_dtype", lambda *_: torch.bfloat16)
+    ended = training("head=redrafter", "dtype=bfloat16", f"precision={precision}", "steps=2")
+    assert ended.status == 0, ended.said
+
+
 def test_every_step_is_logged_and_said_are_time_memory_and_disk(done: Done) -> None:
     assert [record["step"] for record in done.log] == list(range(61))
     rates = [record["rate"] for record in done.log[1:]]
@@ -257,7 +272,7 @@ def test_a_damaged_checkpoint_is_passed_over(training: Training) -> None:
         (("+head.module.depth=3",), "unexpected keyword argument 'depth'"),
         (("+head.drafter.length=3",), "head.drafter: ToyDrafter.__init__() got an unexpected keyword"),
         (("head.drafter.head=mine",), "must leave one value open (???)"),
-        (("head.module._target_=builtins.dict",), "dict is no nn.Module with taps, losses and save"),
+        (("head.module._target_=builtins.dict",), "dict is no nn.Module with losses and save"),
         (("head.module.layer=9",), "ToyHead reads behind layer 9, but the target has 4 layers"),
         (("longest=1",), "no reply is left to learn from: ask for more replies, or for longer prompts"),
         (("new_tokens=300",), "new_tokens=300 leaves no prompt: the target has 256 positions"),
