@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from drafters.checkpoint import fill, read, write
 from drafters.feature_drafter import FeatureDrafter
-from drafters.lender import Lender
 from drafters.trainable import FrozenTarget
+from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_layers import Layers, Rotary, layer_config
 from specdec.types import Tap
 
@@ -56,7 +56,7 @@ class EagleHead(nn.Module):
     @classmethod
     def fresh(cls, target: FrozenTarget, layers: int = 1) -> EagleHead:
         """A head of so many layers for a target, of the target's sizes, in float32."""
-        return cls({**target.settings, "num_hidden_layers": layers})
+        return cls({**target.sizes, "num_hidden_layers": layers})
 
     @classmethod
     def load(cls, path: str | Path) -> EagleHead:
@@ -95,7 +95,7 @@ class EagleHead(nn.Module):
         """The state behind the last layer."""
         return (Tap(depth),)
 
-    def check(self, target: Lender) -> None:
+    def check(self, target: Network) -> None:
         """See ``FeatureHead``."""
         theirs_V, theirs = target.head_weight.shape
         for name, mine, other in (
@@ -107,28 +107,28 @@ class EagleHead(nn.Module):
                     f"the head was made for a target with a {name} of {mine}, but this one has {other}"
                 )
 
-    def feature(self, states: Mapping[Tap, Tensor], target: Lender) -> Tensor:
+    def feature(self, states: Mapping[Tap, Tensor], target: Network) -> Tensor:
         """See ``FeatureHead``."""
         return target.norm(states[Tap(target.depth)]).to(self.fc.weight.dtype)
 
     def read(
-        self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Lender, **attention: Any
+        self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Network, **attention: Any
     ) -> Tensor:
         """See ``FeatureHead``."""
         embedding = target.embed if self.embed_tokens is None else self.embed_tokens
         pair = torch.cat([embedding(tokens_BW).to(features_BWX.dtype), features_BWX], -1)
         return self.layers(self.fc(pair), self.rotary(features_BWX, positions_BW), **attention)
 
-    def logits(self, own_BWX: Tensor, target: Lender) -> Tensor:
+    def logits(self, own_BWX: Tensor, target: Network) -> Tensor:
         """See ``FeatureHead``."""
         return target.head(own_BWX)
 
     def losses(
-        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Lender
+        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Network
     ) -> dict[str, Tensor]:
         """Smooth L1 distance of the next states, and 0.1 times the cross-entropy of their laws.
 
-        Takes the arguments of ``drafters.trainable.Trainable.losses``.
+        Takes the arguments of ``Trainable.losses``.
         """
         feature_BSX = self.feature(states, target)
         positions_1T = torch.arange(tokens_BS.shape[1] - 1, device=tokens_BS.device)[None]

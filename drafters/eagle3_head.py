@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from drafters import eagle3_layouts as layouts
 from drafters.checkpoint import fill, read, write
-from drafters.lender import Lender
 from drafters.trainable import FrozenTarget
 from drafters.unrolled import Read, unrolled
+from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_layers import PairLayer, Rotary, layer_config, rms_norm
 from specdec.types import Tap
 
@@ -86,7 +86,7 @@ class Eagle3Head(nn.Module):
         """
         weight_VX = target.head_weight.detach().to("cpu", torch.float32)
         ids_D = target.frequent(vocabulary)
-        head = cls(target.settings, weight_VX.shape[1], ids_D, layers)
+        head = cls(target.sizes, weight_VX.shape[1], ids_D, layers)
         head.taps(target.depth)
         head.lm_head.weight.data.copy_(weight_VX[ids_D])
         return head
@@ -160,7 +160,7 @@ class Eagle3Head(nn.Module):
             raise ValueError(f"the head reads states behind layers {tuple(layers)}, but the target has {depth}")
         return tuple(Tap(layer) for layer in layers)
 
-    def check(self, target: Lender) -> None:
+    def check(self, target: Network) -> None:
         """See ``FeatureHead``."""
         for name, ours, theirs in (
             ("hidden size", self.target_hidden, target.head_weight.shape[1]),
@@ -176,20 +176,20 @@ class Eagle3Head(nn.Module):
                 f"{target.head_weight.shape[1]} wide: take a checkpoint with embed_tokens"
             )
 
-    def feature(self, states: Mapping[Tap, Tensor], target: Lender) -> Tensor:
+    def feature(self, states: Mapping[Tap, Tensor], target: Network) -> Tensor:
         """See ``FeatureHead``."""
         side_by_side = torch.cat([states[tap] for tap in self.taps(target.depth)], -1)
         return self.fc(side_by_side.to(self.fc.weight.dtype))
 
     def read(
-        self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Lender, **attention: Any
+        self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Network, **attention: Any
     ) -> Tensor:
         """See ``FeatureHead``."""
         embedding = target.embed if self.embed_tokens is None else self.embed_tokens
         embedded_BWX = embedding(tokens_BW).to(features_BWX.dtype)
         return self.midlayer(embedded_BWX, features_BWX, self.rotary(features_BWX, positions_BW), **attention)
 
-    def logits(self, own_BWX: Tensor, target: Lender) -> Tensor:
+    def logits(self, own_BWX: Tensor, target: Network) -> Tensor:
         """See ``FeatureHead``."""
         logits_BWD = self.lm_head(self.norm(own_BWX))
         if logits_BWD.shape[-1] == target.vocab_size:
@@ -198,11 +198,11 @@ class Eagle3Head(nn.Module):
         return logits_BWV.index_copy(2, self.ids, logits_BWD)
 
     def losses(
-        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Lender
+        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Network
     ) -> dict[str, Tensor]:
         """By step of the training-time test, its soft cross-entropy times 0.8 to the power of its number.
 
-        Takes the arguments of ``drafters.trainable.Trainable.losses``.
+        Takes the arguments of ``Trainable.losses``.
         """
         # Pair t is that of token t + 1, and says the token behind it: the target's law of place t + 1.
         counts_BT = wanted_BS[:, 1:]
@@ -219,7 +219,7 @@ class Eagle3Head(nn.Module):
 
 
 @torch.no_grad()
-def laws(target: Lender, state_PX: Tensor, ids_D: Tensor) -> tuple[Tensor, Tensor]:
+def laws(target: Network, state_PX: Tensor, ids_D: Tensor) -> tuple[Tensor, Tensor]:
     """[P, D] the target's laws within a draft vocabulary, and bool [P]: whether its likeliest token is there."""
     logits_PV = target.read_out(state_PX[:, None])[:, 0].float()
     return logits_PV[:, ids_D].softmax(-1), torch.isin(logits_PV.argmax(-1), ids_D)

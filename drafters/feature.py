@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from drafters.lender import Lender
 from specdec import tree
 from specdec.runtime import CachedModel
 from specdec.runtime.feed import Feed
@@ -40,21 +39,21 @@ class FeatureHead(Protocol):
         """The states that it reads of a target with so many layers. Raises ValueError where it has too few."""
         ...
 
-    def check(self, target: Lender) -> None:
+    def check(self, target: Network) -> None:
         """Raises ValueError unless it was made for such a target."""
         ...
 
-    def feature(self, states: Mapping[Tap, Tensor], target: Lender) -> Tensor:
+    def feature(self, states: Mapping[Tap, Tensor], target: Network) -> Tensor:
         """The target's states [..., hidden] as one feature [..., X]."""
         ...
 
     def read(
-        self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Lender, **attention: Any
+        self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Network, **attention: Any
     ) -> Tensor:
         """[B, W, X]: what it makes of each pair, which is the feature of whatever follows."""
         ...
 
-    def logits(self, own_BWX: Tensor, target: Lender) -> Tensor:
+    def logits(self, own_BWX: Tensor, target: Network) -> Tensor:
         """[B, W, V] over the target's ids, from what it made; -inf for those it does not know."""
         ...
 

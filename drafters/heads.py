@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from drafters.lender import Lender
 from specdec import tree
 from specdec.runtime.huggingface import Network
 from specdec.runtime.model import Scores
@@ -40,11 +39,11 @@ class Heads(Protocol):
         """What a node remembers [B, W, Y] before a token is read."""
         ...
 
-    def read(self, level: int, memory_BWY: Tensor, tokens_BW: Tensor, target: Lender) -> Tensor:
+    def read(self, level: int, memory_BWY: Tensor, tokens_BW: Tensor, target: Network) -> Tensor:
         """What a node remembers once it has read a token behind what its parent remembers. Y may grow."""
         ...
 
-    def say(self, level: int, memory_BWY: Tensor, target: Lender) -> Tensor:
+    def say(self, level: int, memory_BWY: Tensor, target: Network) -> Tensor:
         """Logits [B, W, V] of the token behind."""
         ...
 

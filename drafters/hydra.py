@@ -15,8 +15,8 @@ from torch.nn.functional import embedding, silu
 from drafters.checkpoint import Tensors, fill, read, write
 from drafters.head_drafter import HeadDrafter
 from drafters.heads import Block
-from drafters.lender import Lender
 from drafters.teaching import lessons
+from specdec.runtime.huggingface import Network
 from specdec.types import Tap
 
 FILES = ("hydra_lm_head.safetensors", "hydra_lm_head.pt")
@@ -106,7 +106,7 @@ class HydraHeads(nn.Module):
     @classmethod
     def fresh(
         cls,
-        target: Lender,
+        target: Network,
         heads: int = 4,
         layers: int = 1,
         shared_head: bool = False,
@@ -150,7 +150,7 @@ class HydraHeads(nn.Module):
         """The state, which is what a node remembers before it has read a token."""
         return state_BWX
 
-    def read(self, level: int, memory_BWY: Tensor, tokens_BW: Tensor, target: Lender) -> Tensor:
+    def read(self, level: int, memory_BWY: Tensor, tokens_BW: Tensor, target: Network) -> Tensor:
         """The state and the embeddings of all tokens so far, side by side."""
         if not self.grounded:
             return memory_BWY
@@ -158,13 +158,13 @@ class HydraHeads(nn.Module):
         embedded_BWX = target.embed(tokens_BW) if own is None else embedding(tokens_BW, own.weight)
         return torch.cat([memory_BWY, embedded_BWX.to(memory_BWY.dtype)], -1)
 
-    def say(self, level: int, memory_BWY: Tensor, target: Lender) -> Tensor:
+    def say(self, level: int, memory_BWY: Tensor, target: Network) -> Tensor:
         """Logits [B, W, V] of a head."""
         said_BWX = self.hydra_mlp[level](memory_BWY)
         return target.head(said_BWX) if self.vocabulary is None else self.hydra_lm_head[level](said_BWX)
 
     def losses(
-        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Lender
+        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Network
     ) -> dict[str, Tensor]:
         """By head, its cross-entropy behind the true tokens: the loss is their sum.
 

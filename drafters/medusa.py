@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from drafters.checkpoint import fill, read, write
 from drafters.head_drafter import HeadDrafter
 from drafters.heads import Block
-from drafters.lender import Lender
 from drafters.teaching import lessons
+from specdec.runtime.huggingface import Network
 from specdec.types import Tap
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class MedusaHeads(nn.Module):
     @classmethod
     def fresh(
         cls,
-        target: Lender,
+        target: Network,
         heads: int = 4,
         layers: int = 1,
         shared_head: bool = False,
@@ -115,17 +115,17 @@ class MedusaHeads(nn.Module):
         """The state, which is all that a node remembers."""
         return state_BWX
 
-    def read(self, level: int, memory_BWY: Tensor, tokens_BW: Tensor, target: Lender) -> Tensor:
+    def read(self, level: int, memory_BWY: Tensor, tokens_BW: Tensor, target: Network) -> Tensor:
         """The state: no head sees a drafted token."""
         return memory_BWY
 
-    def say(self, level: int, memory_BWY: Tensor, target: Lender) -> Tensor:
+    def say(self, level: int, memory_BWY: Tensor, target: Network) -> Tensor:
         """Logits [B, W, V] of a head."""
         said_BWX = self.heads[level](memory_BWY)
         return target.head(said_BWX) if self.vocabulary is None else said_BWX
 
     def losses(
-        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Lender
+        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Network
     ) -> dict[str, Tensor]:
         """By head, its cross-entropy times 0.8 to the power of its number (Medusa-1): the loss is their sum.
 

@@ -16,8 +16,8 @@ from torch.nn.functional import silu
 from drafters.checkpoint import fill, read, write
 from drafters.head_drafter import HeadDrafter
 from drafters.heads import Block
-from drafters.lender import Lender
 from drafters.teaching import lessons
+from specdec.runtime.huggingface import Network
 from specdec.types import Tap
 
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -94,7 +94,7 @@ class RecurrentHead(nn.Module):
 
     @classmethod
     def fresh(
-        cls, target: Lender, layers: int = 2, shared_head: bool = False, dtype: torch.dtype = torch.float32
+        cls, target: Network, layers: int = 2, shared_head: bool = False, dtype: torch.dtype = torch.float32
     ) -> RecurrentHead:
         """A head of exit size X that says what the target's own does; the recurrence begins as a plain sum.
 
@@ -134,21 +134,21 @@ class RecurrentHead(nn.Module):
         """The target's state, and a recurrent one of zeros."""
         return torch.cat([state_BWX, torch.zeros_like(state_BWX)], -1)
 
-    def read(self, level: int, memory_BWY: Tensor, tokens_BW: Tensor, target: Lender) -> Tensor:
+    def read(self, level: int, memory_BWY: Tensor, tokens_BW: Tensor, target: Network) -> Tensor:
         """The target's state as it was, and the recurrent one behind a token."""
         state_BWX, s_BWX = memory_BWY.chunk(2, -1)
         embedded_BWX = target.embed(tokens_BW).to(memory_BWY.dtype)
         s_BWX = silu(self.rnn_w(embedded_BWX) + self.rnn_u(s_BWX)) if self.rnn else embedded_BWX + s_BWX
         return torch.cat([state_BWX, s_BWX], -1)
 
-    def say(self, level: int, memory_BWY: Tensor, target: Lender) -> Tensor:
+    def say(self, level: int, memory_BWY: Tensor, target: Network) -> Tensor:
         """Logits [B, W, V]."""
         inner = self.input_proj(memory_BWY) if self.exit != 2 * self.hidden else memory_BWY
         said = self.lm_head(inner)
         return target.head(said) if self.vocabulary is None else said
 
     def losses(
-        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Lender
+        self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Network
     ) -> dict[str, Tensor]:
         """By how far ahead, the distillation of the target's law behind the true tokens: the loss is their sum.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from drafters.heads import Heads
-from drafters.lender import Lender
+from specdec.runtime.huggingface import Network
 from specdec.types import Tap
 
 
@@ -37,7 +37,7 @@ class Lesson:
         """Mean over the places, of the tokens; 0 where there is no place."""
         return cross_entropy(self.logits, self.tokens, reduction="sum") / max(len(self.tokens), 1)
 
-    def distillation(self, target: Lender) -> Tensor:
+    def distillation(self, target: Network) -> Tensor:
         """Mean over the places, of the target's laws: the divergence from them, plus a constant."""
         with torch.no_grad():
             law_PV = target.head(self.states[None])[0].float().softmax(-1)
@@ -49,7 +49,7 @@ def lessons(
     states: Mapping[Tap, Tensor],
     tokens_BS: Tensor,
     wanted_BS: Tensor,
-    target: Lender,
+    target: Network,
     levels: int,
 ) -> Iterator[Lesson]:
     """Every head with all tokens before its own known, as in drafting what was accepted (teacher forcing).

@@ -12,7 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from drafters.lender import Lender
 from specdec.runtime.huggingface import Network
 from specdec.types import Tap
 
@@ -26,11 +25,32 @@ class FrozenTarget(Network):
     """A target as a head in training sees it: gradients go through its ends, and leave it as it is.
 
     It computes in its own type whatever the head computes in, takes states of any type and gives float32.
+
+    Args:
+        network: the target.
+        counts_V: int64 [V], how often each token occurs in what is learnt from; None where nobody has counted.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, counts_V: Tensor | None = None) -> None:
         self.__dict__.update(network.__dict__)
         self.lean = None  # fused kernels know no gradient
+        self._counts = counts_V
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Of a layer like the target's own, as ``layer_config`` takes them."""
+        known = {name: getattr(self.config, name, None) for name in SIZES}
+        found = {name: value for name, value in known.items() if value is not None}
+        return {**found, "vocab_size": self.vocab_size, "num_hidden_layers": 1}
+
+    def frequent(self, most: int | None) -> Tensor:
+        """int64 [D]: the most frequent tokens, by their ids; of those that never occur the first ones.
+
+        Args:
+            most: how many; None, or more than there are, takes all.
+        """
+        counts_V = torch.zeros(self.vocab_size, dtype=torch.int64) if self._counts is None else self._counts
+        return counts_V.sort(descending=True, stable=True).indices[:most].sort().values
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings [..., X] of token ids, as the target's table has them."""
@@ -52,7 +72,8 @@ class FrozenTarget(Network):
         # Every place is a row of its own: no mask of places by places is made.
         state_P1X = state.to(self.dtype).reshape(-1, 1, state.shape[-1])
         with torch.autocast(state.device.type, enabled=False):
-            return part(state_P1X).float().view(*state.shape[:-1], -1)
+            found_P1X = part(state_P1X).float()
+        return found_P1X.view(*state.shape[:-1], found_P1X.shape[-1])
 
 
 @runtime_checkable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +14,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from drafters.trainable import FrozenTarget, checked
 from experiments.reply_store import ReplyStore
@@ -100,12 +99,14 @@ def build(config: DictConfig, accelerator: Accelerator, console: Console) -> Par
     place = {"device": str(accelerator.device)} if accelerator.num_processes > 1 else {}
     verifier: FullVerifier = instantiate(config.verifier, _convert_="all", **place)
     verifier.model.network.module.requires_grad_(False)
-    trainer = Trainer(accelerator, fresh(config, verifier), verifier.model, recipe_of(config))
-    make(copy.deepcopy(trainer.head))  # what is wrong is said before anything is written
+    # What is wrong is said before anything is written.
+    make(fresh(config, verifier))
     how = Writing(config.new_tokens, config.rows, config.longest, config.temperature, config.seed)
     store = ReplyStore(cache_of(config.cache), verifier)
     parts = portions(verifier, requests, fitting(verifier, how))
     texts = collect(store, parts, accelerator, console)
+    head = fresh(config, verifier, counted(texts, verifier.vocab_size))
+    trainer = Trainer(accelerator, head, verifier.model, recipe_of(config))
     held = cut(texts.held[: config.check_replies], config.batch)
     batches = [Batch.of(some, verifier.device) for some in held]
     prompts = list(dict.fromkeys(text.tokens[: text.prompt] for text in texts.held))[: config.check_prompts]
@@ -114,12 +115,18 @@ def build(config: DictConfig, accelerator: Accelerator, console: Console) -> Par
     return Parts(verifier, trainer, texts, check)
 
 
-def fresh(config: DictConfig, verifier: FullVerifier) -> nn.Module:
+def counted(texts: Texts, vocabulary: int) -> Tensor:
+    """int64 [V]: how often each token occurs in the replies that are learnt from."""
+    replies = [token for text in texts.train for token in text.tokens[text.prompt :]]
+    return torch.bincount(torch.tensor(replies), minlength=vocabulary)
+
+
+def fresh(config: DictConfig, verifier: FullVerifier, counts_V: Tensor | None = None) -> nn.Module:
     """A head for a target, where the target is, in float32. Raises ValueError for one that cannot be trained."""
     torch.manual_seed(config.seed)
     make = instantiate(config.head.module, _convert_="all", _partial_=True)
     try:
-        head: Any = make(target=FrozenTarget(verifier.model.network))
+        head: Any = make(target=FrozenTarget(verifier.model.network, counts_V))
     except TypeError as error:
         raise ValueError(f"head.module: {error}") from error
     checked(head)
