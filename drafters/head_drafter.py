@@ -39,9 +39,7 @@ class HeadDrafter:
         if length is None:
             raise ValueError("these heads go on and on: say length, how many tokens to draft")
         if heads.levels is not None and length > heads.levels:
-            raise ValueError(
-                f"there are {heads.levels} heads, so length must be at most {heads.levels}, not {length}"
-            )
+            raise ValueError(f"there are {heads.levels} heads: length must be at most that, not {length}")
         self.heads, self.shape = heads, Shape(length, width, nodes)
         self.wants: tuple[Tap, ...] = ()
         self._model: HeadModel | None = None
