@@ -70,7 +70,7 @@ class HeadDrafter:
         check_target(self.heads, network)
         if self._model is None or not self._model.serves(network):
             self._model = HeadModel(fitted(self.heads, network), network)
-        self._model.begin(len(seq.tokens))
+        self._model.begin(len(seq.tokens), network)
         self.wants, self._vocabulary = (self._model.tap,), target.vocab_size
 
     def draft(self, context: Context, noise: Noise) -> Draft:
