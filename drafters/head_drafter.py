@@ -39,9 +39,7 @@ class HeadDrafter:
         if length is None:
             raise ValueError("these heads go on and on: say length, how many tokens to draft")
         if heads.levels is not None and length > heads.levels:
-            raise ValueError(
-                f"there are {heads.levels} heads, so length must be at most {heads.levels}, not {length}"
-            )
+            raise ValueError(f"there are {heads.levels} heads: length must be at most that, not {length}")
         self.heads, self.shape = heads, Shape(length, width, nodes)
         self.wants: tuple[Tap, ...] = ()
         self._model: HeadModel | None = None
@@ -72,7 +70,7 @@ class HeadDrafter:
         check_target(self.heads, network)
         if self._model is None or not self._model.serves(network):
             self._model = HeadModel(fitted(self.heads, network), network)
-        self._model.begin(len(seq.tokens))
+        self._model.begin(len(seq.tokens), network)
         self.wants, self._vocabulary = (self._model.tap,), target.vocab_size
 
     def draft(self, context: Context, noise: Noise) -> Draft:

@@ -77,8 +77,12 @@ class HeadModel:
         mine, theirs = next(self.target.module.parameters()), next(target.module.parameters())
         return mine is theirs and self.target.depth == target.depth
 
-    def begin(self, rows: int) -> None:
-        """Forget the states. Those of as many rows lie where they lay before, for what was recorded with them."""
+    def begin(self, rows: int, target: Network) -> None:
+        """Forget the states. Those of as many rows lie where they lay before, for what was recorded with them.
+
+        ``target`` is one with the same weights that nobody else runs at the same time.
+        """
+        self.target = target
         if rows not in self._rows:
             self._rows[rows] = Rows.blank(rows, self.heads.hidden, self.target)
         self._now = self._rows[rows]

@@ -25,6 +25,10 @@ from specdec.trace import Trace
 
 Distribution = dict[tuple[int, ...], float]
 
+# What rounding makes of a chance of zero. Networks round a row otherwise in another batch, and a choice that is
+# there in one of them only would shift all that a script says behind it.
+ROUNDING = 1e-13
+
 
 class Scripted(Noise):
     """Noise whose every answer is a branch: `accepts` of two, `draw` of as many as the law has tokens."""
@@ -44,7 +48,7 @@ class Scripted(Noise):
         if not self.active[row]:
             return 0
         script, taken = self.scripts[row], self.taken[row]
-        possible = [option for option, chance in enumerate(chances) if chance > 0]
+        possible = [option for option, chance in enumerate(chances) if chance > ROUNDING]
         if len(possible) == 1:  # no choice, and so no place in the script
             return possible[0]
         if len(taken) < len(script):
@@ -134,7 +138,7 @@ def distribution(
         trace = Trace(listener=noise.listen)
         drafter = Guarded(make_drafter(), trace)
         drafter.begin(target, seq)
-        target.begin(seq)
+        target.begin(seq, drafter.wants)
         seq = serial(seq, drafter, target, rule, noise, trace)
         assert not trace.faults, trace.faults
         for row, tokens in enumerate(seq.tokens[:, len(prompt) :].tolist()):

@@ -12,8 +12,21 @@ from families import FAMILIES
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import specdec
-from drafters import Eagle3Drafter, EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter, SuffixDrafter
+from drafters import (
+    Eagle3Drafter,
+    EarlyExitDrafter,
+    HydraDrafter,
+    MedusaDrafter,
+    ModelDrafter,
+    NgramDrafter,
+    NullDrafter,
+    ReDrafter,
+    SuffixDrafter,
+)
 from drafters.eagle3_head import Eagle3Head
+from drafters.hydra import HydraHeads
+from drafters.medusa import MedusaHeads
+from drafters.redrafter import RecurrentHead
 from drafters.streaming import StreamingDrafter, Successors
 from specdec import Block, Coupled, Match, Ratio, Sampling
 from specdec.channel import Simulated, Thread
@@ -27,6 +40,12 @@ from verifiers import FullVerifier
 ROWS = [[[1, 2, 3, 1, 2], [9], [4] * 11], [[5, 6], [7, 8, 9], [1] * 4]]
 WARM = Sampling(temperature=1.0)
 RULES = [(Sampling(), Ratio()), (WARM, Ratio()), (WARM, Block()), (WARM, Match()), (WARM, Coupled())]
+
+
+def network(model):
+    return load(model).model.network
+
+
 STREAMS = Successors.of(torch.arange(128).roll(5), 3, "cpu")
 DRAFTERS = {
     "plain": lambda model: NullDrafter(),
@@ -41,6 +60,12 @@ DRAFTERS = {
     "early exit tree": lambda model: EarlyExitDrafter(exit_layer=1, length=2, width=2),
     "eagle 3": lambda model: Eagle3Drafter(eagle3(model), length=3),
     "eagle 3 tree": lambda model: Eagle3Drafter(eagle3(model), length=3, width=2, nodes=5),
+}
+HEADS = {
+    "medusa": lambda model: MedusaDrafter(MedusaHeads.fresh(network(model), heads=3)),
+    "medusa tree": lambda model: MedusaDrafter(MedusaHeads.fresh(network(model), shared_head=True), 3, 2, 5),
+    "hydra": lambda model: HydraDrafter(HydraHeads.fresh(network(model), heads=3)),
+    "redrafter beams": lambda model: ReDrafter(RecurrentHead.fresh(network(model)), 3, 2, 5),
 }
 
 
@@ -98,19 +123,33 @@ def widen(verifier, width):
 @pytest.mark.parametrize(("sampling", "rule"), RULES, ids=lambda part: str(part))
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_tokens_and_rounds_are_those_of_direct_play(kind, name, sampling, rule):
-    model, made = FAMILIES[kind](), []
-    verifier, drafter = replaying(model, made), DRAFTERS[name](model)
+    made = compared(FAMILIES[kind](), DRAFTERS[name], ROWS, sampling, rule)
+    if name != "suffix":
+        assert len(made) == 2, "a part was recorded twice, or never"
+
+
+@pytest.mark.parametrize(("sampling", "rule"), RULES[:2], ids=lambda part: str(part))
+@pytest.mark.parametrize("name", HEADS)
+def test_states_of_other_rows_are_told_apart(name, sampling, rule):
+    batches = [ROWS[0], ROWS[1][:1], ROWS[1]]  # the last plays what the first has recorded
+    made = compared(FAMILIES["llama"](), HEADS[name], batches, sampling, rule)
+    assert len(made) == 4, "two parts for each number of rows"
+
+
+def compared(model, make, batches, sampling, rule):
+    """Play batches of rows directly and from recordings; what was recorded."""
+    made = []
+    verifier, drafter = replaying(model, made), make(model)
     options = {"max_new_tokens": 30, "sampling": sampling, "acceptance": rule}
-    for seed, rows in enumerate(ROWS):  # the second generation plays what the first has recorded
-        expected = specdec.generate(FullVerifier(model), DRAFTERS[name](model), rows, seed=seed, **options)
+    for seed, rows in enumerate(batches):  # later generations play what the first has recorded
+        expected = specdec.generate(FullVerifier(model), make(model), rows, seed=seed, **options)
         result = specdec.generate(verifier, drafter, rows, seed=seed, **options)
         assert torch.equal(result.tokens, expected.tokens)
         assert not result.metrics.faults
         assert [(e.row, e.accepted, e.committed) for e in result.trace.rounds] == [
             (e.row, e.accepted, e.committed) for e in expected.trace.rounds
         ]
-    if name != "suffix":
-        assert len(made) == 2, "a part was recorded twice, or never"
+    return made
 
 
 def test_another_prompt_length_and_a_longer_row_cost_no_token(tiny_llama):
@@ -176,9 +215,9 @@ def test_a_fixed_width_pads_every_draft(tiny_llama, drafter):
     assert first == 2 and set(others) == {6}, "the prompt as it is, then one token and padding"
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", [*DRAFTERS, *HEADS])
 def test_no_draft_is_larger_than_its_drafter_says(tiny_llama, name):
-    drafter, sizes = DRAFTERS[name](tiny_llama), []
+    drafter, sizes = {**DRAFTERS, **HEADS}[name](tiny_llama), []
     draft = drafter.draft
 
     def noted(context, noise):
