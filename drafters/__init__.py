@@ -1,5 +1,6 @@
 """Ways to propose tokens, one method per file."""
 
+from drafters.dflash import DFlashDrafter
 from drafters.eagle3 import Eagle3Drafter
 from drafters.early_exit import EarlyExitDrafter
 from drafters.model import ModelDrafter
@@ -9,6 +10,7 @@ from drafters.suffix import SuffixDrafter
 from drafters.synthetic import SyntheticDrafter
 
 __all__ = [
+    "DFlashDrafter",
     "Eagle3Drafter",
     "EarlyExitDrafter",
     "ModelDrafter",

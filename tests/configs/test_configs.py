@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from heads import HEADS
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object, instantiate
@@ -64,6 +65,9 @@ def composed(group: str, option: str, rows: Path, tiny_model_dir: Path) -> DictC
         overrides.append(f"drafter.model={tiny_model_dir}")
     if option.startswith("synthetic"):  # the others take gigabytes
         overrides.append("drafter.model=synthetic/tiny")
+    if option in HEADS:
+        HEADS[option](rows.parent / option)
+        overrides.append(f"drafter.weights={rows.parent / option}")
     return compose("config", overrides)
 
 

@@ -134,7 +134,7 @@ def distribution(
         trace = Trace(listener=noise.listen)
         drafter = Guarded(make_drafter(), trace)
         drafter.begin(target, seq)
-        target.begin(seq)
+        target.begin(seq, drafter.wants)
         seq = serial(seq, drafter, target, rule, noise, trace)
         assert not trace.faults, trace.faults
         for row, tokens in enumerate(seq.tokens[:, len(prompt) :].tolist()):
