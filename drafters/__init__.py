@@ -4,6 +4,7 @@ from drafters.dflash import DFlashDrafter
 from drafters.eagle3 import Eagle3Drafter
 from drafters.early_exit import EarlyExitDrafter
 from drafters.model import ModelDrafter
+from drafters.mtp import MTPDrafter
 from drafters.ngram import NgramDrafter
 from drafters.null import NullDrafter
 from drafters.suffix import SuffixDrafter
@@ -13,6 +14,7 @@ __all__ = [
     "DFlashDrafter",
     "Eagle3Drafter",
     "EarlyExitDrafter",
+    "MTPDrafter",
     "ModelDrafter",
     "NgramDrafter",
     "NullDrafter",

@@ -9,29 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP
 
-from specdec.runtime.huggingface_layers import rms_norm
+from specdec.runtime.huggingface_layers import NormedAttention, rms_norm
 
 Angles = tuple[Tensor, Tensor]
 
 
-class BlockAttention(LlamaAttention):
-    """Weights of an attention with norms of query and key heads (as in Qwen3), and two ways to use them."""
-
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__(config, layer_idx=0)
-        self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
-
-    def project(self, states_BKX: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, H, K, E] of states."""
-        keys_BKHE, values_BKHE = self._heads(self.k_proj(states_BKX)), self._heads(self.v_proj(states_BKX))
-        return rotated(self.k_norm(keys_BKHE).transpose(1, 2), angles), values_BKHE.transpose(1, 2)
+class BlockAttention(NormedAttention):
+    """Of a block: every token sees states before it, and the whole block."""
 
     def mix(self, block_BWX: Tensor, angles: Angles, before: tuple[Tensor, Tensor], seen_BS: Tensor) -> Tensor:
-        """[B, W, X]: every token of a block over ``before`` where it is seen, and over the whole block."""
-        query = rotated(self.q_norm(self._heads(self.q_proj(block_BWX))).transpose(1, 2), angles)
+        """[B, W, X]; see ``BlockLayer``."""
+        query = self.query(block_BWX, angles)
         own = self.project(block_BWX, angles)
         keys, values = (torch.cat(pair, 2) for pair in zip(before, own, strict=True))
         whole_BW = seen_BS.new_ones(block_BWX.shape[:2])
@@ -41,9 +31,6 @@ class BlockAttention(LlamaAttention):
         packed = query.reshape(rows, keys.shape[1], -1, size)
         mixed = scaled_dot_product_attention(packed, keys, values, attn_mask=allowed_BS[:, None, None])
         return self.o_proj(mixed.reshape(rows, heads, width, size).transpose(1, 2).flatten(2))
-
-    def _heads(self, states_BWX: Tensor) -> Tensor:
-        return states_BWX.unflatten(-1, (-1, self.head_dim))
 
 
 class BlockLayer(nn.Module):
@@ -66,15 +53,8 @@ class BlockLayer(nn.Module):
         Args:
             block_BWX: the block, in front of the layer.
             angles: of its positions.
-            before: keys and values [B, H, S, E] of the states before it; see ``BlockAttention.project``.
+            before: keys and values [B, H, S, E] of the states before it; see ``NormedAttention.project``.
             seen_BS: bool, which of those there are.
         """
         stream_BWX = block_BWX + self.self_attn.mix(self.input_layernorm(block_BWX), angles, before, seen_BS)
         return stream_BWX + self.mlp(self.post_attention_layernorm(stream_BWX))
-
-
-def rotated(heads_BHWE: Tensor, angles: Angles) -> Tensor:
-    """Query or key heads, turned by the angles of their positions."""
-    cosines_B1WE, sines_B1WE = (part_BWE[:, None] for part_BWE in angles)
-    left, right = heads_BHWE.chunk(2, -1)
-    return heads_BHWE * cosines_B1WE + torch.cat([-right, left], -1) * sines_B1WE

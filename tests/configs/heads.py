@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from drafters.dflash import DFlashHead
+from drafters.mtp import MTPHead
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 64}
 
@@ -15,4 +16,8 @@ def dflash(directory: Path) -> None:
     DFlashHead({**SIZES, "num_hidden_layers": 1, "block_size": 4, "dflash_config": chosen}).save(directory)
 
 
-HEADS: dict[str, Callable[[Path], None]] = {"dflash": dflash}
+def mtp(directory: Path) -> None:
+    MTPHead({**SIZES, "num_hidden_layers": 2}).save(directory)
+
+
+HEADS: dict[str, Callable[[Path], None]] = {"dflash": dflash, "mtp": mtp}

@@ -17,12 +17,14 @@ from drafters import (
     Eagle3Drafter,
     EarlyExitDrafter,
     ModelDrafter,
+    MTPDrafter,
     NgramDrafter,
     NullDrafter,
     SuffixDrafter,
 )
 from drafters.dflash import DFlashHead
 from drafters.eagle3 import Eagle3Head
+from drafters.mtp import MTPHead
 from drafters.streaming import StreamingDrafter, Successors
 from specdec import Block, Coupled, Match, Ratio, Sampling
 from specdec.channel import Simulated, Thread
@@ -48,6 +50,7 @@ DRAFTERS = {
     "early exit tree": lambda model: EarlyExitDrafter(exit_layer=1, length=2, width=2),
     "eagle 3": lambda model: Eagle3Drafter(eagle3(model), length=3),
     "eagle 3 tree": lambda model: Eagle3Drafter(eagle3(model), length=3, width=2, nodes=5),
+    "mtp": lambda model: MTPDrafter(mtp(model), length=3),
     "dflash": lambda model: DFlashDrafter(dflash(model)),
     "dflash tree": lambda model: DFlashDrafter(dflash(model), length=3, width=2, nodes=5),
 }
@@ -62,6 +65,10 @@ def sizes(model):
 
 def eagle3(model):
     return Eagle3Head(sizes(model), 32, layers=(1, 2, 3))
+
+
+def mtp(model):
+    return MTPHead(sizes(model))
 
 
 def dflash(model):
