@@ -1,11 +1,13 @@
 """Ways to propose tokens, one method per file."""
 
+from drafters.dflash import DFlashDrafter
 from drafters.eagle import EagleDrafter
 from drafters.eagle3 import Eagle3Drafter
 from drafters.early_exit import EarlyExitDrafter
 from drafters.hydra import HydraDrafter
 from drafters.medusa import MedusaDrafter
 from drafters.model import ModelDrafter
+from drafters.mtp import MTPDrafter
 from drafters.ngram import NgramDrafter
 from drafters.null import NullDrafter
 from drafters.redrafter import ReDrafter
@@ -13,10 +15,12 @@ from drafters.suffix import SuffixDrafter
 from drafters.synthetic import SyntheticDrafter
 
 __all__ = [
+    "DFlashDrafter",
     "Eagle3Drafter",
     "EagleDrafter",
     "EarlyExitDrafter",
     "HydraDrafter",
+    "MTPDrafter",
     "MedusaDrafter",
     "ModelDrafter",
     "NgramDrafter",

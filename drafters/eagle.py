@@ -5,7 +5,7 @@ B rows, W tokens of one forward, S token slots, T pairs, P places that count, X 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from drafters.checkpoint import fill, read, write
+from drafters.confidence import Confidence
 from drafters.feature_drafter import FeatureDrafter
+from drafters.static_tree import StaticTree
 from drafters.trainable import FrozenTarget
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_layers import Layers, Rotary, layer_config
@@ -149,11 +151,20 @@ class EagleDrafter(FeatureDrafter):
 
     Args:
         weights: a directory or file of a trained head, or a head in memory.
-        length, shape: width, nodes, tree and confidence too, see ``ModelDrafter``.
+        length, width, nodes, tree, confidence: see ``ModelDrafter``.
 
     Raises:
         FileNotFoundError, ValueError: see ``EagleHead.load`` and ``FeatureDrafter``.
     """
 
-    def __init__(self, weights: str | Path | EagleHead, length: int = 5, **shape: Any) -> None:
-        super().__init__(weights if isinstance(weights, EagleHead) else EagleHead.load(weights), length, **shape)
+    def __init__(
+        self,
+        weights: str | Path | EagleHead,
+        length: int = 5,
+        width: int = 1,
+        nodes: int | None = None,
+        tree: StaticTree | Iterable[Sequence[int]] | None = None,
+        confidence: Confidence | float | None = None,
+    ) -> None:
+        head = weights if isinstance(weights, EagleHead) else EagleHead.load(weights)
+        super().__init__(head, length, width, nodes, tree, confidence)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
+from drafters.confidence import Confidence
 from drafters.eagle3_head import Eagle3Head
 from drafters.feature_drafter import FeatureDrafter
+from drafters.static_tree import StaticTree
 
 
 class Eagle3Drafter(FeatureDrafter):
@@ -14,11 +16,20 @@ class Eagle3Drafter(FeatureDrafter):
 
     Args:
         weights: a directory or file in any of the layouts of ``Eagle3Head.load``, or a head in memory.
-        length, shape: width, nodes, tree and confidence too, see ``ModelDrafter``.
+        length, width, nodes, tree, confidence: see ``ModelDrafter``.
 
     Raises:
         FileNotFoundError, ValueError: see ``Eagle3Head.load`` and ``FeatureDrafter``.
     """
 
-    def __init__(self, weights: str | Path | Eagle3Head, length: int = 5, **shape: Any) -> None:
-        super().__init__(weights if isinstance(weights, Eagle3Head) else Eagle3Head.load(weights), length, **shape)
+    def __init__(
+        self,
+        weights: str | Path | Eagle3Head,
+        length: int = 5,
+        width: int = 1,
+        nodes: int | None = None,
+        tree: StaticTree | Iterable[Sequence[int]] | None = None,
+        confidence: Confidence | float | None = None,
+    ) -> None:
+        head = weights if isinstance(weights, Eagle3Head) else Eagle3Head.load(weights)
+        super().__init__(head, length, width, nodes, tree, confidence)

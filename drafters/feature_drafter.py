@@ -5,20 +5,18 @@ B rows, M = N + 1 places of a window, V target vocabulary.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from drafters.confidence import Confidence
 from drafters.feature import FeatureHead, FeatureModel, FeatureNetwork
+from drafters.fitting import fitted
 from drafters.shape import Shape
 from drafters.static_tree import StaticTree
 from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
 from specdec.protocols import Verifier
-from specdec.runtime.huggingface import Network
 from specdec.sequences import Sequences
 from specdec.types import Context, Draft, Tap, Want
 
@@ -78,7 +76,10 @@ class FeatureDrafter:
         network = target.model.network
         if self.model is None or not self.model.serves(network):
             self.head.check(network)
-            self._taps, self.model = self.head.taps(network.depth), model_of(self.head, network)
+            self._taps, self.model = (
+                self.head.taps(network.depth),
+                FeatureModel(FeatureNetwork(fitted(self.head, network), network)),
+            )
         self.shape.prepare(network.vocab_size, network.device)
         self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)
 
@@ -105,11 +106,3 @@ class FeatureDrafter:
         if self.model is None:
             raise RuntimeError("draft comes after begin")
         return self.model
-
-
-def model_of(head: FeatureHead, target: Network) -> FeatureModel:
-    """A head with a cache, on the target's device and in its type."""
-    module: Any = cast(nn.Module, head)
-    if any((weight.device, weight.dtype) != (target.device, target.dtype) for weight in module.parameters()):
-        module = copy.deepcopy(module).to(target.device, target.dtype)
-    return FeatureModel(FeatureNetwork(module.eval(), target))

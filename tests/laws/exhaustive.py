@@ -31,10 +31,14 @@ ROUNDING = 1e-13
 
 
 class Scripted(Noise):
-    """Noise whose every answer is a branch: `accepts` of two, `draw` of as many as the law has tokens."""
+    """Noise whose every answer is a branch: `accepts` of two, `draw` of as many as the law has tokens.
 
-    def __init__(self, scripts: list[tuple[int, ...]], limit: int, coupled: bool) -> None:
-        self.scripts, self.limit, self.coupled = scripts, limit, coupled
+    A chance of no more than ``least`` is none. Where a network rounds in single precision, and not alike in every
+    batch, whether a chance is 0 would else depend on the batch.
+    """
+
+    def __init__(self, scripts: list[tuple[int, ...]], limit: int, coupled: bool, least: float = 0) -> None:
+        self.scripts, self.limit, self.coupled, self.least = scripts, limit, coupled, least
         self.taken: list[list[int]] = [[] for _ in scripts]
         self.weight = [1.0] * len(scripts)
         self.others: list[tuple[int, ...]] = []
@@ -48,7 +52,7 @@ class Scripted(Noise):
         if not self.active[row]:
             return 0
         script, taken = self.scripts[row], self.taken[row]
-        possible = [option for option, chance in enumerate(chances) if chance > ROUNDING]
+        possible = [option for option, chance in enumerate(chances) if chance > max(self.least, ROUNDING)]
         if len(possible) == 1:  # no choice, and so no place in the script
             return possible[0]
         if len(taken) < len(script):
@@ -126,14 +130,20 @@ class TableModel:
 
 
 def distribution(
-    make_drafter: Callable[[], object], target, rule, prompt: list[int], new_tokens: int, sampling: Sampling
+    make_drafter: Callable[[], object],
+    target,
+    rule,
+    prompt: list[int],
+    new_tokens: int,
+    sampling: Sampling,
+    least: float = 0,
 ) -> Distribution:
     """The law of the new tokens that the production loop commits, exactly."""
     law: Distribution = defaultdict(float)
     scripts: list[tuple[int, ...]] = [()]
     while scripts:
         batch, scripts = scripts[:8192], scripts[8192:]
-        noise = Scripted(batch, len(prompt) + new_tokens, rule.coupled)
+        noise = Scripted(batch, len(prompt) + new_tokens, rule.coupled, least)
         seq = Sequences.start([prompt] * len(batch), new_tokens, (), sampling)
         trace = Trace(listener=noise.listen)
         drafter = Guarded(make_drafter(), trace)

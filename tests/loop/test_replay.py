@@ -13,19 +13,23 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import specdec
 from drafters import (
+    DFlashDrafter,
     Eagle3Drafter,
     EarlyExitDrafter,
     HydraDrafter,
     MedusaDrafter,
     ModelDrafter,
+    MTPDrafter,
     NgramDrafter,
     NullDrafter,
     ReDrafter,
     SuffixDrafter,
 )
+from drafters.dflash import DFlashHead
 from drafters.eagle3_head import Eagle3Head
 from drafters.hydra import HydraHeads
 from drafters.medusa import MedusaHeads
+from drafters.mtp import MTPHead
 from drafters.redrafter import RecurrentHead
 from drafters.streaming import StreamingDrafter, Successors
 from specdec import Block, Coupled, Match, Ratio, Sampling
@@ -60,6 +64,9 @@ DRAFTERS = {
     "early exit tree": lambda model: EarlyExitDrafter(exit_layer=1, length=2, width=2),
     "eagle 3": lambda model: Eagle3Drafter(eagle3(model), length=3),
     "eagle 3 tree": lambda model: Eagle3Drafter(eagle3(model), length=3, width=2, nodes=5),
+    "mtp": lambda model: MTPDrafter(mtp(model), length=3),
+    "dflash": lambda model: DFlashDrafter(dflash(model)),
+    "dflash tree": lambda model: DFlashDrafter(dflash(model), length=3, width=2, nodes=5),
 }
 HEADS = {
     "medusa": lambda model: MedusaDrafter(MedusaHeads.fresh(network(model), heads=3)),
@@ -69,12 +76,24 @@ HEADS = {
 }
 
 
-def eagle3(model):
-    """A head of random weights."""
+def sizes(model):
+    """Of a draft head, whose weights are to be random."""
     torch.manual_seed(3)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
-    sizes["vocab_size"] = model.config.vocab_size
-    return Eagle3Head(sizes, 32, layers=(1, 2, 3))
+    vocabulary = model.config.vocab_size
+    return {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": vocabulary}
+
+
+def eagle3(model):
+    return Eagle3Head(sizes(model), 32, layers=(1, 2, 3))
+
+
+def mtp(model):
+    return MTPHead(sizes(model))
+
+
+def dflash(model):
+    chosen = {"mask_token_id": 0, "target_layer_ids": [0, 2]}
+    return DFlashHead({**sizes(model), "num_hidden_layers": 2, "block_size": 5, "dflash_config": chosen})
 
 
 COSTS = Costs(target=Curve.flat("target", 5.0, 9), drafter=Curve.flat("drafter", 1.0, 9))
