@@ -122,19 +122,29 @@ class TableModel:
 
 
 def distribution(
-    make_drafter: Callable[[], object], target, rule, prompt: list[int], new_tokens: int, sampling: Sampling
+    make_drafter: Callable[[], object],
+    target,
+    rule,
+    prompt: list[int],
+    new_tokens: int,
+    sampling: Sampling,
+    rows: int = 8192,
 ) -> Distribution:
-    """The law of the new tokens that the production loop commits, exactly."""
+    """The law of the new tokens that the production loop commits, exactly.
+
+    ``rows`` is the most in a batch: 1 where a row's drafts depend on the others, since a script must then mean the
+    same in every batch.
+    """
     law: Distribution = defaultdict(float)
     scripts: list[tuple[int, ...]] = [()]
     while scripts:
-        batch, scripts = scripts[:8192], scripts[8192:]
+        batch, scripts = scripts[:rows], scripts[rows:]
         noise = Scripted(batch, len(prompt) + new_tokens, rule.coupled)
         seq = Sequences.start([prompt] * len(batch), new_tokens, (), sampling)
         trace = Trace(listener=noise.listen)
         drafter = Guarded(make_drafter(), trace)
         drafter.begin(target, seq)
-        target.begin(seq)
+        target.begin(seq, drafter.wants)
         seq = serial(seq, drafter, target, rule, noise, trace)
         assert not trace.faults, trace.faults
         for row, tokens in enumerate(seq.tokens[:, len(prompt) :].tolist()):
