@@ -5,11 +5,13 @@ from drafters.eagle import EagleDrafter
 from drafters.eagle3 import Eagle3Drafter
 from drafters.early_exit import EarlyExitDrafter
 from drafters.hydra import HydraDrafter
+from drafters.lookahead import LookaheadDrafter
 from drafters.medusa import MedusaDrafter
 from drafters.model import ModelDrafter
 from drafters.mtp import MTPDrafter
 from drafters.ngram import NgramDrafter
 from drafters.null import NullDrafter
+from drafters.recycling import RecyclingDrafter
 from drafters.redrafter import ReDrafter
 from drafters.suffix import SuffixDrafter
 from drafters.synthetic import SyntheticDrafter
@@ -20,12 +22,14 @@ __all__ = [
     "EagleDrafter",
     "EarlyExitDrafter",
     "HydraDrafter",
+    "LookaheadDrafter",
     "MTPDrafter",
     "MedusaDrafter",
     "ModelDrafter",
     "NgramDrafter",
     "NullDrafter",
     "ReDrafter",
+    "RecyclingDrafter",
     "SuffixDrafter",
     "SyntheticDrafter",
 ]

@@ -137,12 +137,17 @@ def distribution(
     new_tokens: int,
     sampling: Sampling,
     least: float = 0,
+    rows: int = 8192,
 ) -> Distribution:
-    """The law of the new tokens that the production loop commits, exactly."""
+    """The law of the new tokens that the production loop commits, exactly.
+
+    ``rows`` is the most in a batch: 1 where a row's drafts depend on the others, since a script must then mean the
+    same in every batch.
+    """
     law: Distribution = defaultdict(float)
     scripts: list[tuple[int, ...]] = [()]
     while scripts:
-        batch, scripts = scripts[:8192], scripts[8192:]
+        batch, scripts = scripts[:rows], scripts[rows:]
         noise = Scripted(batch, len(prompt) + new_tokens, rule.coupled, least)
         seq = Sequences.start([prompt] * len(batch), new_tokens, (), sampling)
         trace = Trace(listener=noise.listen)
