@@ -12,8 +12,10 @@ from exhaustive import distribution, total_variation
 from families import llama, plain_logits
 from torch.nn.functional import pad
 
-from drafters import DFlashDrafter, MTPDrafter
+from drafters import DFlashDrafter, Eagle3Drafter, EagleDrafter, MTPDrafter
 from drafters.dflash import DFlashHead
+from drafters.eagle import EagleHead
+from drafters.eagle3_head import Eagle3Head
 from drafters.mtp import MTPHead
 from specdec import Block, Coupled, Match, Ratio, Sampling, tree
 from verifiers import FullVerifier
@@ -50,7 +52,23 @@ def mtp():
     return MTPHead(SIZES)
 
 
+@cache
+def eagle():
+    torch.manual_seed(3)
+    return EagleHead(SIZES)
+
+
+@cache
+def eagle3():
+    torch.manual_seed(4)
+    return Eagle3Head(SIZES, 16, torch.tensor([0, 2]), layers=(1, 2, 3))
+
+
 DRAFTERS = {
+    "eagle": lambda: EagleDrafter(eagle(), length=2),
+    "eagle tree": lambda: EagleDrafter(eagle(), length=2, width=2, nodes=4),
+    "eagle 3": lambda: Eagle3Drafter(eagle3(), length=2),
+    "eagle 3 tree": lambda: Eagle3Drafter(eagle3(), tree=[[0], [1], [0, 0]]),
     "dflash": lambda: DFlashDrafter(dflash()),
     "dflash tree": lambda: DFlashDrafter(dflash(), width=2, nodes=4),
     "mtp": lambda: MTPDrafter(mtp(), length=2),
