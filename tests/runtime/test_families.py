@@ -210,6 +210,7 @@ def test_a_row_may_fill_every_position_of_the_model_before_the_others_end(name: 
         "oracle": quick,
         "model chain": ModelDrafter(draft, length=4),
         "model tree": ModelDrafter(draft, length=3, width=2),
+        "static tree": ModelDrafter(draft, tree=[[0], [1], [0, 0], [1, 0], [0, 0, 0]]),
     }
     result = specdec.generate(FullVerifier(module), Relay(quick, slow[drafter]), prompts, max_new_tokens=count)
     assert result.metrics.faults == {}
