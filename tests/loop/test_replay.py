@@ -147,12 +147,15 @@ def test_tokens_and_rounds_are_those_of_direct_play(kind, name, sampling, rule):
         assert len(made) == 2, "a part was recorded twice, or never"
 
 
-@pytest.mark.parametrize(("sampling", "rule"), RULES[:2], ids=lambda part: str(part))
 @pytest.mark.parametrize("name", HEADS)
-def test_states_of_other_rows_are_told_apart(name, sampling, rule):
-    batches = [ROWS[0], ROWS[1][:1], ROWS[1]]  # the last plays what the first has recorded
-    made = compared(FAMILIES["llama"](), HEADS[name], batches, sampling, rule)
-    assert len(made) == 4, "two parts for each number of rows"
+def test_heads_find_their_states_in_recordings(name):
+    assert len(compared(FAMILIES["llama"](), HEADS[name], ROWS, WARM, Ratio())) == 2
+
+
+def test_states_of_other_numbers_of_rows_are_told_apart():
+    batches = [ROWS[0], ROWS[1][:1], ROWS[1]]
+    made = compared(FAMILIES["llama"](), HEADS["medusa"], batches, Sampling(), Ratio())
+    assert len(made) == 6, "the target's cache moves with the number of rows: both parts are recorded anew"
 
 
 def compared(model, make, batches, sampling, rule):
