@@ -5,7 +5,7 @@ B rows, W tokens of one forward, S token slots, T pairs, P places that count, X 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from drafters.checkpoint import fill, read, write
+from drafters.confidence import Confidence
 from drafters.feature_drafter import FeatureDrafter
+from drafters.static_tree import StaticTree
+from drafters.trainable import FrozenTarget
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_layers import Layers, Rotary, layer_config
 from specdec.types import Tap
@@ -51,6 +54,11 @@ class EagleHead(nn.Module):
         self.layers = Layers(self.config, bare=True)
         self.embed_tokens = nn.Embedding(self.config.vocab_size, hidden) if embeds else None
         self.rotary = Rotary(self.config)
+
+    @classmethod
+    def fresh(cls, target: FrozenTarget, layers: int = 1) -> EagleHead:
+        """A head of so many layers for a target, of the target's sizes, in float32."""
+        return cls({**target.sizes, "num_hidden_layers": layers})
 
     @classmethod
     def load(cls, path: str | Path) -> EagleHead:
@@ -122,7 +130,7 @@ class EagleHead(nn.Module):
     ) -> dict[str, Tensor]:
         """Smooth L1 distance of the next states, and 0.1 times the cross-entropy of their laws.
 
-        Takes the arguments of ``drafters.trainable.Trainable.losses``.
+        Takes the arguments of ``Trainable.losses``.
         """
         feature_BSX = self.feature(states, target)
         positions_1T = torch.arange(tokens_BS.shape[1] - 1, device=tokens_BS.device)[None]
@@ -139,19 +147,24 @@ class EagleHead(nn.Module):
 
 
 class EagleDrafter(FeatureDrafter):
-    """Drafts with an EAGLE head: a chain, or the tree of EAGLE-2 (Li et al., arXiv 2401.15077 and 2406.16858).
+    """Drafts with an EAGLE head: a chain, a tree of ranks, or EAGLE-2's tree (arXiv 2401.15077, 2406.16858).
 
     Args:
         weights: a directory or file of a trained head, or a head in memory.
-        length, width, nodes: see ``ModelDrafter``.
+        length, width, nodes, tree, confidence: see ``ModelDrafter``.
 
     Raises:
         FileNotFoundError, ValueError: see ``EagleHead.load`` and ``FeatureDrafter``.
     """
 
     def __init__(
-        self, weights: str | Path | EagleHead, length: int = 5, width: int = 1, nodes: int | None = None
+        self,
+        weights: str | Path | EagleHead,
+        length: int = 5,
+        width: int = 1,
+        nodes: int | None = None,
+        tree: StaticTree | Iterable[Sequence[int]] | None = None,
+        confidence: Confidence | float | None = None,
     ) -> None:
-        super().__init__(
-            weights if isinstance(weights, EagleHead) else EagleHead.load(weights), length, width, nodes
-        )
+        head = weights if isinstance(weights, EagleHead) else EagleHead.load(weights)
+        super().__init__(head, length, width, nodes, tree, confidence)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from drafters.confidence import Confidence
 from drafters.eagle3_head import Eagle3Head
 from drafters.feature_drafter import FeatureDrafter
+from drafters.static_tree import StaticTree
 
 
 class Eagle3Drafter(FeatureDrafter):
-    """Drafts with an EAGLE-3 head: a chain, or the tree of EAGLE-2 (Li et al., arXiv 2503.01840 and 2406.16858).
+    """Drafts with an EAGLE-3 head: a chain, a tree of ranks, or EAGLE-2's tree (arXiv 2503.01840, 2406.16858).
 
     Args:
         weights: a directory or file in any of the layouts of ``Eagle3Head.load``, or a head in memory.
-        length, width, nodes: see ``ModelDrafter``.
+        length, width, nodes, tree, confidence: see ``ModelDrafter``.
 
     Raises:
         FileNotFoundError, ValueError: see ``Eagle3Head.load`` and ``FeatureDrafter``.
     """
 
     def __init__(
-        self, weights: str | Path | Eagle3Head, length: int = 5, width: int = 1, nodes: int | None = None
+        self,
+        weights: str | Path | Eagle3Head,
+        length: int = 5,
+        width: int = 1,
+        nodes: int | None = None,
+        tree: StaticTree | Iterable[Sequence[int]] | None = None,
+        confidence: Confidence | float | None = None,
     ) -> None:
         head = weights if isinstance(weights, Eagle3Head) else Eagle3Head.load(weights)
-        super().__init__(head, length, width, nodes)
+        super().__init__(head, length, width, nodes, tree, confidence)

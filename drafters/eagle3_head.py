@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from drafters import eagle3_layouts as layouts
 from drafters.checkpoint import Tensors, fill, read, write
+from drafters.trainable import FrozenTarget
 from drafters.unrolled import Read, unrolled
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_layers import PairLayer, Rotary, layer_config, rms_norm
@@ -68,6 +69,27 @@ class Eagle3Head(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if embeds else None
         self.register_buffer("ids", known, persistent=False)
         self.rotary = Rotary(config)
+
+    @classmethod
+    def fresh(
+        cls, target: FrozenTarget, vocabulary: int | None = None, layers: Sequence[int] | None = None
+    ) -> Eagle3Head:
+        """A head for a target, in float32: a layer of the target's sizes, and its LM head's rows.
+
+        Args:
+            target: what it is for.
+            vocabulary: D, of the most frequent tokens at most so many; None takes all.
+            layers: see the class.
+
+        Raises:
+            ValueError: the target has too few layers.
+        """
+        weight_VX = target.head_weight.detach().to("cpu", torch.float32)
+        ids_D = target.frequent(vocabulary)
+        head = cls(target.sizes, weight_VX.shape[1], ids_D, layers)
+        head.taps(target.depth)
+        head.lm_head.weight.data.copy_(weight_VX[ids_D])
+        return head
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -191,7 +213,7 @@ class Eagle3Head(nn.Module):
     ) -> dict[str, Tensor]:
         """By step of the training-time test, its soft cross-entropy times 0.8 to the power of its number.
 
-        Takes the arguments of ``drafters.trainable.Trainable.losses``.
+        Takes the arguments of ``Trainable.losses``.
         """
         # Pair t is that of token t + 1, and says the token behind it: the target's law of place t + 1.
         counts_BT = wanted_BS[:, 1:]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from torch import Tensor
 
-from drafters.model import Shape
+from drafters.confidence import Confidence
+from drafters.shape import Shape
+from drafters.static_tree import StaticTree
 from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
 from specdec.protocols import Verifier
@@ -25,18 +29,26 @@ class EarlyExitDrafter:
         length: tokens of the chain, or levels of the tree.
         width: children per node, and nodes that have children per level; 1 is a chain.
         nodes: most nodes of the tree; None keeps all.
+        tree, confidence: see ``ModelDrafter``.
 
     Raises:
-        ValueError: a length, width or nodes below 1, or (when decoding begins) no such layer.
+        ValueError: a length, width or nodes below 1, a tree that is none, what does not go together, or (when
+            decoding begins) no such layer.
     """
 
     wants: tuple[Want, ...] = ()
     static = True
 
     def __init__(
-        self, exit_layer: int | None = None, length: int = 3, width: int = 1, nodes: int | None = None
+        self,
+        exit_layer: int | None = None,
+        length: int = 3,
+        width: int = 1,
+        nodes: int | None = None,
+        tree: StaticTree | Iterable[Sequence[int]] | None = None,
+        confidence: Confidence | float | None = None,
     ) -> None:
-        self.exit_layer, self.shape = exit_layer, Shape(length, width, nodes)
+        self.exit_layer, self.shape = exit_layer, Shape.asked(length, width, nodes, tree, confidence)
         self.model: CachedModel | None = None
         self._vocabulary = 0
 
@@ -53,12 +65,13 @@ class EarlyExitDrafter:
     @property
     def fanout(self) -> int:
         """Most children of a node."""
-        return self.shape.width
+        return self.shape.fanout
 
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """Take a view of the target's first layers. Raises ValueError where it has none within reach."""
         if target.model is None:
             raise ValueError("the target's layers are out of this drafter's reach: take one with its own model")
+        self.shape.prepare(target.vocab_size, target.device)
         layers = target.model.network.depth // 2 if self.exit_layer is None else self.exit_layer
         self.model = target.model.early_exit(layers)
         self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)

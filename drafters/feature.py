@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from drafters.fitting import same_target
 from specdec import tree
 from specdec.runtime import CachedModel
 from specdec.runtime.feed import Feed, Hanging
@@ -112,7 +113,7 @@ class FeatureModel(CachedModel):
 
     def serves(self, target: Network) -> bool:
         """Whether it borrows of a target with these very weights."""
-        return self._head.target.head_weight is target.head_weight and self._head.target.depth == target.depth
+        return same_target(self._head.target, target)
 
     def begin(self, rows: int, slots: int, longest: int | None = None, stay: bool = False) -> None:
         """Forget everything; see ``CachedModel.begin``."""

@@ -5,17 +5,18 @@ B rows, M = N + 1 places of a window, V target vocabulary.
 
 from __future__ import annotations
 
-import copy
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from drafters.confidence import Confidence
 from drafters.feature import FeatureHead, FeatureModel, FeatureNetwork
-from drafters.model import Shape
+from drafters.fitting import fitted
+from drafters.shape import Shape
+from drafters.static_tree import StaticTree
 from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
 from specdec.protocols import Verifier
-from specdec.runtime.huggingface import Network
 from specdec.sequences import Sequences
 from specdec.types import Context, Draft, Tap, Want
 
@@ -25,19 +26,25 @@ class FeatureDrafter:
 
     Args:
         head: its weights; they are copied where the target is on another device or of another type.
-        length: tokens of the chain, or levels of the tree.
-        width: children per node, and nodes that have children per level; 1 is a chain.
-        nodes: most nodes of the tree; None keeps all.
+        length, width, nodes, tree, confidence: see ``ModelDrafter``.
 
     Raises:
-        ValueError: a length, width or nodes below 1, or (when decoding begins) a head for another target.
+        ValueError: what ``ModelDrafter`` refuses, or (when decoding begins) a head for another target.
     """
 
     static = True
     kind: type[FeatureModel] = FeatureModel
 
-    def __init__(self, head: FeatureHead, length: int = 5, width: int = 1, nodes: int | None = None) -> None:
-        self.head, self.shape = head, Shape(length, width, nodes)
+    def __init__(
+        self,
+        head: FeatureHead,
+        length: int = 5,
+        width: int = 1,
+        nodes: int | None = None,
+        tree: StaticTree | Iterable[Sequence[int]] | None = None,
+        confidence: Confidence | float | None = None,
+    ) -> None:
+        self.head, self.shape = head, Shape.asked(length, width, nodes, tree, confidence)
         self.model: FeatureModel | None = None
         self._taps: tuple[Tap, ...] = ()
 
@@ -59,7 +66,7 @@ class FeatureDrafter:
     @property
     def fanout(self) -> int:
         """Most children of a node."""
-        return self.shape.width
+        return self.shape.fanout
 
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """Forget the last generation. Raises ValueError where the head does not fit the target."""
@@ -70,7 +77,11 @@ class FeatureDrafter:
         network = target.model.network
         if self.model is None or not self.model.serves(network):
             self.head.check(network)
-            self._taps, self.model = self.head.taps(network.depth), model_of(self.head, network, self.kind)
+            self._taps, self.model = (
+                self.head.taps(network.depth),
+                self.kind(FeatureNetwork(fitted(self.head, network), network)),
+            )
+        self.shape.prepare(network.vocab_size, network.device)
         self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)
 
     def draft(self, context: Context, noise: Noise) -> Draft:
@@ -96,11 +107,3 @@ class FeatureDrafter:
         if self.model is None:
             raise RuntimeError("draft comes after begin")
         return self.model
-
-
-def model_of(head: FeatureHead, target: Network, kind: type[FeatureModel] = FeatureModel) -> FeatureModel:
-    """A head with a cache, on the target's device and in its type."""
-    module: Any = cast(nn.Module, head)
-    if any((weight.device, weight.dtype) != (target.device, target.dtype) for weight in module.parameters()):
-        module = copy.deepcopy(module).to(target.device, target.dtype)
-    return kind(FeatureNetwork(module.eval(), target))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
 
-from torch import nn
-
+from drafters.confidence import Confidence
+from drafters.fitting import fitted
 from drafters.heads import HeadModel, Heads
-from drafters.model import Shape
+from drafters.shape import Shape
+from drafters.static_tree import StaticTree
 from specdec.noise import Noise
 from specdec.protocols import Verifier
 from specdec.runtime.huggingface import Network
@@ -25,7 +25,7 @@ class HeadDrafter:
     Args:
         heads: in the target's type and on its device they are used as they are, else copied once.
         length: tokens of a chain, or levels of a tree; None takes as many as there are heads.
-        width, nodes: see ``ModelDrafter``.
+        width, nodes, tree, confidence: see ``ModelDrafter``.
 
     Raises:
         ValueError: a length, width or nodes below 1, more levels than heads, or (when decoding begins) heads that
@@ -34,15 +34,23 @@ class HeadDrafter:
 
     static = True
 
-    def __init__(self, heads: Heads, length: int | None, width: int, nodes: int | None) -> None:
+    def __init__(
+        self,
+        heads: Heads,
+        length: int | None,
+        width: int = 1,
+        nodes: int | None = None,
+        tree: StaticTree | Iterable[Sequence[int]] | None = None,
+        confidence: Confidence | float | None = None,
+    ) -> None:
         length = heads.levels if length is None else length
         if length is None:
             raise ValueError("these heads go on and on: say length, how many tokens to draft")
-        if heads.levels is not None and length > heads.levels:
+        self.heads, self.shape = heads, Shape.asked(length, width, nodes, tree, confidence)
+        if heads.levels is not None and self.shape.length > heads.levels:
             raise ValueError(
-                f"there are {heads.levels} heads, so length must be at most {heads.levels}, not {length}"
+                f"there are {heads.levels} heads: length must be at most that, not {self.shape.length}"
             )
-        self.heads, self.shape = heads, Shape(length, width, nodes)
         self.wants: tuple[Tap, ...] = ()
         self._model: HeadModel | None = None
         self._vocabulary = 0
@@ -60,7 +68,7 @@ class HeadDrafter:
     @property
     def fanout(self) -> int:
         """Most children of a node."""
-        return self.shape.width
+        return self.shape.fanout
 
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """Forget all states. Raises ValueError where the heads are another target's, or it is out of reach."""
@@ -72,7 +80,7 @@ class HeadDrafter:
         check_target(self.heads, network)
         if self._model is None or not self._model.serves(network):
             self._model = HeadModel(fitted(self.heads, network), network)
-        self._model.begin(len(seq.tokens))
+        self._model.begin(len(seq.tokens), network)
         self.wants, self._vocabulary = (self._model.tap,), target.vocab_size
 
     def draft(self, context: Context, noise: Noise) -> Draft:
@@ -92,11 +100,3 @@ def check_target(heads: Heads, target: Network) -> None:
         raise ValueError(
             f"these heads are for a vocabulary of {heads.vocabulary}, but the target's is {vocabulary}"
         )
-
-
-def fitted(heads: Heads, target: Network) -> Heads:
-    """The heads, or a copy of them, on the target's device and in its type."""
-    module = cast(nn.Module, heads)
-    if all((weight.device, weight.dtype) == (target.device, target.dtype) for weight in module.parameters()):
-        return heads
-    return cast(Any, copy.deepcopy(module).to(target.device, target.dtype))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from drafters.fitting import same_target
 from specdec import tree
 from specdec.runtime.huggingface import Network
 from specdec.runtime.model import Scores
@@ -74,11 +75,14 @@ class HeadModel:
 
     def serves(self, target: Network) -> bool:
         """Whether it was made for a target with these very weights."""
-        mine, theirs = next(self.target.module.parameters()), next(target.module.parameters())
-        return mine is theirs and self.target.depth == target.depth
+        return same_target(self.target, target)
 
-    def begin(self, rows: int) -> None:
-        """Forget the states. Those of as many rows lie where they lay before, for what was recorded with them."""
+    def begin(self, rows: int, target: Network) -> None:
+        """Forget the states. Those of as many rows lie where they lay before, for what was recorded with them.
+
+        ``target`` is one with the same weights that nobody else runs at the same time.
+        """
+        self.target = target
         if rows not in self._rows:
             self._rows[rows] = Rows.blank(rows, self.heads.hidden, self.target)
         self._now = self._rows[rows]

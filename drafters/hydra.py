@@ -5,7 +5,7 @@ B rows, W nodes of one level, S token slots, X hidden size, Y numbers that a nod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, silu
 
 from drafters.checkpoint import Tensors, fill, read, write
+from drafters.confidence import Confidence
 from drafters.head_drafter import HeadDrafter
 from drafters.heads import Block
+from drafters.static_tree import StaticTree
 from drafters.teaching import lessons
 from specdec.runtime.huggingface import Network
 from specdec.types import Tap
@@ -140,7 +142,11 @@ class HydraHeads(nn.Module):
             **facts,
         }
         shared = {"shared_head": True} if self.vocabulary is None else {}
-        write(path, FILES[1], self.state_dict(), {**config, **shared})
+        write(path, FILES[0], self.state_dict(), {**config, **shared})
+
+    def taps(self, depth: int) -> tuple[Tap, ...]:
+        """The state behind the last layer."""
+        return (Tap(depth),)
 
     def start(self, state_BWX: Tensor) -> Tensor:
         """The state, which is what a node remembers before it has read a token."""
@@ -190,7 +196,7 @@ class HydraDrafter(HeadDrafter):
     Args:
         weights: a directory or file of trained heads (``hydra_lm_head``), or heads in memory.
         length: tokens of the chain, or levels of the tree; None takes all heads.
-        width, nodes: see ``ModelDrafter``.
+        width, nodes, tree, confidence: see ``ModelDrafter``.
 
     Raises:
         FileNotFoundError, ValueError: see ``HydraHeads.load`` and ``HeadDrafter``.
@@ -202,6 +208,8 @@ class HydraDrafter(HeadDrafter):
         length: int | None = None,
         width: int = 1,
         nodes: int | None = None,
+        tree: StaticTree | Iterable[Sequence[int]] | None = None,
+        confidence: Confidence | float | None = None,
     ) -> None:
         heads = weights if isinstance(weights, HydraHeads) else HydraHeads.load(weights)
-        super().__init__(heads, length, width, nodes)
+        super().__init__(heads, length, width, nodes, tree, confidence)

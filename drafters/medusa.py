@@ -6,15 +6,17 @@ B rows, W nodes of one level, S token slots, X hidden size, V vocabulary.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from drafters.checkpoint import fill, read, write
+from drafters.confidence import Confidence
 from drafters.head_drafter import HeadDrafter
 from drafters.heads import Block
+from drafters.static_tree import StaticTree
 from drafters.teaching import lessons
 from specdec.runtime.huggingface import Network
 from specdec.types import Tap
@@ -107,6 +109,10 @@ class MedusaHeads(nn.Module):
         shared = {"shared_head": True} if self.vocabulary is None else {}
         write(path, FILES[0], self.heads.state_dict(), {**config, **shared})
 
+    def taps(self, depth: int) -> tuple[Tap, ...]:
+        """The state behind the last layer."""
+        return (Tap(depth),)
+
     def start(self, state_BWX: Tensor) -> Tensor:
         """The state, which is all that a node remembers."""
         return state_BWX
@@ -140,7 +146,7 @@ class MedusaDrafter(HeadDrafter):
     Args:
         weights: a directory or file of trained heads (``medusa_lm_head``), or heads in memory.
         length: tokens of the chain, or levels of the tree; None takes all heads.
-        width, nodes: see ``ModelDrafter``.
+        width, nodes, tree, confidence: see ``ModelDrafter``.
 
     Raises:
         FileNotFoundError, ValueError: see ``MedusaHeads.load`` and ``HeadDrafter``.
@@ -152,6 +158,8 @@ class MedusaDrafter(HeadDrafter):
         length: int | None = None,
         width: int = 1,
         nodes: int | None = None,
+        tree: StaticTree | Iterable[Sequence[int]] | None = None,
+        confidence: Confidence | float | None = None,
     ) -> None:
         heads = weights if isinstance(weights, MedusaHeads) else MedusaHeads.load(weights)
-        super().__init__(heads, length, width, nodes)
+        super().__init__(heads, length, width, nodes, tree, confidence)

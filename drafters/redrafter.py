@@ -6,7 +6,7 @@ E exit size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from drafters.checkpoint import fill, read, write
+from drafters.confidence import Confidence
 from drafters.head_drafter import HeadDrafter
 from drafters.heads import Block
+from drafters.static_tree import StaticTree
 from drafters.teaching import lessons
 from specdec.runtime.huggingface import Network
 from specdec.types import Tap
@@ -126,6 +128,10 @@ class RecurrentHead(nn.Module):
         head = {"shared_head": True} if self.vocabulary is None else {"vocab_size": self.vocabulary}
         write(path, FILES[0], self.state_dict(), {**config, **head})
 
+    def taps(self, depth: int) -> tuple[Tap, ...]:
+        """The state behind the last layer."""
+        return (Tap(depth),)
+
     def start(self, state_BWX: Tensor) -> Tensor:
         """The target's state, and a recurrent one of zeros."""
         return torch.cat([state_BWX, torch.zeros_like(state_BWX)], -1)
@@ -164,7 +170,7 @@ class ReDrafter(HeadDrafter):
     Args:
         weights: a directory or file of a trained head, or one in memory.
         length: tokens of the chain, or of a beam.
-        width, nodes: see ``ModelDrafter``.
+        width, nodes, tree, confidence: see ``ModelDrafter``.
 
     Raises:
         FileNotFoundError, ValueError: see ``RecurrentHead.load`` and ``HeadDrafter``.
@@ -176,6 +182,8 @@ class ReDrafter(HeadDrafter):
         length: int = 4,
         width: int = 1,
         nodes: int | None = None,
+        tree: StaticTree | Iterable[Sequence[int]] | None = None,
+        confidence: Confidence | float | None = None,
     ) -> None:
         head = weights if isinstance(weights, RecurrentHead) else RecurrentHead.load(weights)
-        super().__init__(head, length, width, nodes)
+        super().__init__(head, length, width, nodes, tree, confidence)

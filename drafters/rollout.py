@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from drafters.confidence import Confidence
 from drafters.roots import DraftModel, Roots, fit
 from specdec import tree
 from specdec.noise import Noise
@@ -43,23 +44,37 @@ class OneToken:
         return ()
 
 
-def chain(model: DraftModel, roots: Roots, noise: Noise, length: int, vocabulary: int, streams: Streams) -> Draft:
+def chain(
+    model: DraftModel,
+    roots: Roots,
+    noise: Noise,
+    length: int,
+    vocabulary: int,
+    streams: Streams,
+    confidence: Confidence | None = None,
+) -> Draft:
     """A chain of ``length`` tokens behind every root, rows b * X + x, in ceil(length / η) forwards in all.
 
     Of the η tokens of a forward the first is drawn from the model's law, the others come from its streams; the
     next forward reads them all. Laws go along where the acceptance rule can use them: not when greedy, not when
     noise is shared. A streamed token follows from those before it, so its law is the point mass.
+
+    Behind the first token that ``confidence`` does not trust a chain is padding, and once all chains have ended
+    there are no more forwards, unless shapes must not depend on the rows.
     """
     sampling, logits_BXV, seen_BXV = roots.sampling, roots.logits, roots.seen
     above_BX, fed = roots.nodes, roots.fed
+    going_BX, counts_BX = torch.ones_like(roots.lengths, dtype=torch.bool), torch.zeros_like(roots.lengths)
     tokens: list[Tensor] = []
     laws: list[Tensor] = []
     while len(tokens) < length:
         if sampling.greedy:  # chosen, not drawn
-            token_BX = sampling.scores(logits_BXV, seen_BXV).argmax(-1)
+            own_BXV = sampling.scores(logits_BXV, seen_BXV)
+            token_BX = own_BXV.argmax(-1)
         else:
-            laws.append(sampling.law(logits_BXV, seen_BXV))
-            token_BX = noise.propose(laws[-1], roots.lengths, len(tokens))
+            own_BXV = sampling.law(logits_BXV, seen_BXV)
+            token_BX = noise.propose(own_BXV, roots.lengths, len(tokens))
+            laws.append(own_BXV)
         streamed = streams(token_BX, min(streams.tokens_per_step, length - len(tokens)) - 1)
         step = [token_BX, *streamed]
         tokens += step
@@ -67,6 +82,11 @@ def chain(model: DraftModel, roots: Roots, noise: Noise, length: int, vocabulary
             laws += [torch.zeros_like(laws[-1]).scatter_(2, known_BX[..., None], 1) for known_BX in streamed]
         if seen_BXV is not None:
             seen_BXV = seen_BXV.scatter(2, torch.stack(step, -1), True)
+        if confidence is not None:
+            counts_BX = counts_BX + going_BX
+            going_BX = going_BX & confidence(own_BXV.softmax(-1) if sampling.greedy else own_BXV, token_BX)
+            if not (roots.static or bool(going_BX.any())):
+                break
         if len(tokens) < length:
             logits_BXV, above_BX = _read(model, step, above_BX, fed, roots.single, vocabulary)
             fed += len(step) * token_BX.shape[1]
@@ -76,7 +96,7 @@ def chain(model: DraftModel, roots: Roots, noise: Noise, length: int, vocabulary
     return Draft.chain(
         torch.stack(tokens, -1).flatten(0, 1),
         base_R,
-        torch.full_like(base_R, length),
+        torch.full_like(base_R, length) if confidence is None else counts_BX.flatten(),
         torch.stack(laws, 2).flatten(0, 1) if ships else None,
     )
 

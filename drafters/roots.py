@@ -63,6 +63,7 @@ class Roots:
         fed: nodes that the model's tree has.
         seen: bool [B, X, V], which tokens occurred; None where nobody asks.
         sampling: the law to draw under.
+        static: whether shapes must not depend on the rows.
     """
 
     logits: Tensor
@@ -71,6 +72,7 @@ class Roots:
     fed: int
     seen: Tensor | None
     sampling: Sampling
+    static: bool = False
 
     @property
     def single(self) -> bool:
@@ -102,6 +104,7 @@ class Roots:
             fed,
             None if seen_BV is None else seen_BV[:, None],
             context.sampling,
+            context.static,
         )
 
     @classmethod
@@ -125,6 +128,7 @@ class Roots:
             window.size + outcomes.size,
             seen_BXV,
             context.sampling,
+            context.static,
         )
 
 

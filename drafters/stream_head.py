@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, pad
 
 from drafters.checkpoint import Tensors
 from drafters.eagle3_head import DECAY, STEPS, Eagle3Head, begun, laws
+from drafters.trainable import FrozenTarget
 from drafters.unrolled import Past, Read, seen_by
 from specdec.runtime.huggingface import Network
 from specdec.types import Tap
@@ -58,6 +59,17 @@ class StreamHead(Eagle3Head):
             raise ValueError(f"streams must be at least 1, not {streams}: Eagle3Head has none")
         self.streams = nn.Embedding(streams, self.width)
         nn.init.normal_(self.streams.weight, std=self.config.initializer_range)
+
+    @classmethod
+    def fresh(
+        cls,
+        target: FrozenTarget,
+        vocabulary: int | None = None,
+        layers: Sequence[int] | None = None,
+        streams: int = 3,
+    ) -> StreamHead:
+        """See ``Eagle3Head.fresh``."""
+        return cls.on(Eagle3Head.fresh(target, vocabulary, layers), streams)
 
     @classmethod
     def on(cls, head: Eagle3Head, streams: int = 3) -> StreamHead:

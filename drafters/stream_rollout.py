@@ -144,7 +144,9 @@ def streamed(
         if seen_BX1V is not None:
             seen_BX1V = seen_BX1V.scatter(3, newest_BX1[..., None], True)
         count = min(pace.guesses(step + 1), heard.ahead.shape[3])
-        guesses_BXG = drafter.draw(heard.ahead[:, :, 0, :count], drafted.counts, seen_BX1V)[0]
+        guesses_BXG = newest_BX1[..., :0]
+        if count:
+            guesses_BXG = drafter.draw(heard.ahead[:, :, 0, :count], drafted.counts, seen_BX1V)[0]
         tokens_BXK = torch.cat([newest_BX1, guesses_BXG], 2)
         said = _read(model, tokens_BXK, heard.nodes, fed, pace.guesses(step + 2), vocabulary)
         heard = replace(said, seen=_seen(seen_BX1V, guesses_BXG))

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drafters.model import ModelDrafter, Shape
+from drafters.model import ModelDrafter
 from drafters.rollout import Streams
+from drafters.shape import Shape
 from specdec.runtime import CachedModel
 
 

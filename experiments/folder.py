@@ -65,10 +65,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     scratch.replace(path)
 
 
-def differences(stored: Any, config: DictConfig) -> list[str]:
-    """Values that two configurations do not share, said in words."""
+def differences(stored: Any, config: DictConfig, free: tuple[str, ...] = FREE) -> list[str]:
+    """Values that two configurations do not share, in words; keys that begin as one of ``free`` may differ."""
     before, now = flat(OmegaConf.to_container(stored, resolve=True)), flat(resolved(config))
-    keys = [key for key in {**before, **now} if not key.startswith(FREE)]
+    keys = [key for key in {**before, **now} if not key.startswith(free)]
     return [
         f"{key}: {before.get(key, 'not set')} then, {now.get(key, 'not set')} now"
         for key in keys

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.summary import ArmSummary
 
+Curves = Callable[[int, Mapping[str, float]], object]  # of a step
 COLUMNS = (
     "arm",
     "tokens_per_second",
@@ -24,10 +27,14 @@ COLUMNS = (
 
 
 class Logger(Protocol):
-    """Takes the figures of a run when it is over."""
+    """Takes the figures of a run when it is over, and those of a training meanwhile."""
 
     def log(self, config: Mapping[str, Any], summaries: Sequence[ArmSummary], folder: Path) -> None:
         """Log a run: its configuration, its figures, and the folder that holds its plot."""
+        ...
+
+    def curves(self, config: Mapping[str, Any], folder: Path) -> AbstractContextManager[Curves]:
+        """What takes the figures of a training as it goes on; in a folder that goes on, so do they."""
         ...
 
 
@@ -36,6 +43,11 @@ class NoLogger:
 
     def log(self, config: Mapping[str, Any], summaries: Sequence[ArmSummary], folder: Path) -> None:
         """Nothing."""
+
+    @contextmanager
+    def curves(self, config: Mapping[str, Any], folder: Path) -> Iterator[Curves]:
+        """Nothing."""
+        yield lambda step, found: None
 
 
 class WandbLogger:
@@ -58,15 +70,7 @@ class WandbLogger:
 
     def log(self, config: Mapping[str, Any], summaries: Sequence[ArmSummary], folder: Path) -> None:
         """Log a run, with the configuration as it was resolved."""
-        settings = self._wandb.Settings(console="off", silent=True)
-        self._wandb.setup(settings)  # what it says before a run exists is for other programs
-        run = self._wandb.init(
-            project=self.project,
-            mode=self.mode,
-            dir=str(folder),
-            config=dict(config),
-            settings=settings,
-        )
+        run = self._begun(config, folder)
         for summary in summaries:
             run.summary.update({f"{summary.arm}/{name}": value for name, value in figures(summary).items()})
         rows = [[summary.arm, *figures(summary).values()] for summary in summaries]
@@ -74,6 +78,28 @@ class WandbLogger:
         if (folder / "plot.png").exists():
             run.log({"plot": self._wandb.Image(str(folder / "plot.png"))})
         run.finish()
+
+    @contextmanager
+    def curves(self, config: Mapping[str, Any], folder: Path) -> Iterator[Curves]:
+        """A curve for every figure of a training."""
+        name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        run = self._begun(config, folder, id=name, resume="allow")
+        try:
+            yield lambda step, found: run.log(dict(found), step=step)
+        finally:
+            run.finish()
+
+    def _begun(self, config: Mapping[str, Any], folder: Path, **more: Any) -> Any:
+        settings = self._wandb.Settings(console="off", silent=True)
+        self._wandb.setup(settings)  # what it says before a run exists is for other programs
+        return self._wandb.init(
+            project=self.project,
+            mode=self.mode,
+            dir=str(folder),
+            config=dict(config),
+            settings=settings,
+            **more,
+        )
 
 
 def figures(summary: ArmSummary) -> dict[str, float | None]:

@@ -64,21 +64,26 @@ def replies(
         yield [Text((*prompt, *result.row(b)), len(prompt)) for b, prompt in enumerate(some)]
 
 
+def padded(texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
+    """Tokens int64 [B, S], padded with 0 at the end, and lengths int64 [B]."""
+    counts = [len(text.tokens) for text in texts]
+    tokens_BS = torch.zeros(len(texts), max(counts), dtype=torch.int64)
+    for row, text in zip(tokens_BS, texts, strict=True):
+        row[: len(text.tokens)] = torch.tensor(text.tokens)
+    return tokens_BS, torch.tensor(counts)
+
+
 @torch.inference_mode()
 def states(model: CachedModel, texts: Sequence[Text], layers: Sequence[int]) -> Tensor:
     """[T, P, X]: the states behind some layers at the places whose law decided a token of a reply, in order.
 
     One forward over all texts, whatever the layers.
     """
-    counts = [len(text.tokens) for text in texts]
-    tokens_BS = torch.zeros(len(texts), max(counts), dtype=torch.int64)
-    for row, text in zip(tokens_BS, texts, strict=True):
-        row[: len(text.tokens)] = torch.tensor(text.tokens)
+    tokens_BS, lengths_B = (part.to(model.device) for part in padded(texts))
     taps = tuple(Tap(layer) for layer in layers)
-    model.begin(len(texts), max(counts))
-    scores = model.advance(tokens_BS.to(model.device), torch.tensor(counts, device=model.device), taps=taps)
+    model.begin(*tokens_BS.shape)
+    scores = model.advance(tokens_BS, lengths_B, taps=taps)
     assert scores.positions is not None
     first_B1 = torch.tensor([[text.prompt - 1] for text in texts], device=model.device)
-    last_B1 = torch.tensor([[count - 2] for count in counts], device=model.device)
-    wanted_BS = (scores.positions >= first_B1) & (scores.positions <= last_B1)
+    wanted_BS = (scores.positions >= first_B1) & (scores.positions <= lengths_B[:, None] - 2)
     return torch.stack([scores.states[tap][wanted_BS] for tap in taps])

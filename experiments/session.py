@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,6 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from experiments import mismatches
 from experiments.build import Meet, build, check
@@ -28,6 +19,7 @@ from experiments.folder import Folder, resolved
 from experiments.job import Job, failed, finished, prompt_ids, run, warm_up
 from experiments.journal import Entry, Journal
 from experiments.plot import save_plot
+from experiments.progress import bar, say
 from experiments.provenance import busy, device_name, dtype_name, provenance
 from experiments.report import Report, remarks, statement
 from experiments.summary import DEFINITIONS, summarise
@@ -88,11 +80,6 @@ def run_session(
     return report.status
 
 
-def say(console: Console, line: str) -> None:
-    """Print a line as it stands."""
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
 def headline(target: str, job: Job) -> str:
     """What runs where, in one line."""
     device = "virtual time" if job.virtual else device_name(job.verifier.device)
@@ -108,28 +95,11 @@ def decode(job: Job, journal: Journal, traces: dict[str, Trace], warmup: int, co
         log.warning("other programs keep this machine busy: timings will be noisy")
     try:
         warm_up(job, warmup)
-        with bar(console, len(keys)) as progress:
+        with bar(console, "decoding", len(keys)) as progress:
             run(job, journal, progress, traces)
     except KeyboardInterrupt:
         return True
     return False
-
-
-@contextmanager
-def bar(console: Console, size: int) -> Iterator[Any]:
-    """A progress bar with the time left; yields what moves it on by a number of replies."""
-    columns = (
-        TextColumn("decoding"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    # Arms and prompts differ a lot: only a long memory gives a steady estimate.
-    with Progress(*columns, console=console, speed_estimate_period=600) as progress:
-        task = progress.add_task("decoding", total=size)
-        yield lambda count: progress.advance(task, count)
 
 
 def report_on(job: Job, journal: Journal, title: str) -> Report:

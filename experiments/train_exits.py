@@ -19,8 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.exit_data import Pool, Writing, collect, requests
+from experiments.exit_data import Pool, collect
+from experiments.pace import pace
 from experiments.provenance import PROJECT, device_name, revision
+from experiments.requests import requests
+from experiments.writing import Writing
 from specdec.exit import Exit
 from specdec.runtime import CachedModel
 from specdec.runtime.checkpoints import SHORT_NAMES, resolve, sha256
@@ -125,7 +128,7 @@ def trained(
     """Train in place; a record of every check, before the first step too."""
     weights = [weight for translator in exits.values() for weight in translator.weights.values()]
     optimiser = torch.optim.AdamW(weights, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: pace(step / recipe.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: pace(step / recipe.steps, WARM))
     generator = torch.Generator().manual_seed(recipe.seed)
     yield {"step": 0, **checked(model, pool.held, exits, recipe.chunk)}
     start = time.perf_counter()
@@ -140,11 +143,6 @@ def trained(
             say(f"{recipe.steps} steps of {recipe.batch} places: about {left:.1f} minutes")
         if step % check_every == 0 or step == recipe.steps:
             yield {"step": step, "loss": loss, **checked(model, pool.held, exits, recipe.chunk)}
-
-
-def pace(done: float) -> float:
-    """Share of the learning rate when a share of the steps is done."""
-    return min(1.0, done / WARM) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def distilled(

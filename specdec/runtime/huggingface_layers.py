@@ -5,7 +5,7 @@ B rows, W tokens of one forward, S slots that are read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -67,6 +67,63 @@ def layer_config(settings: Mapping[str, Any]) -> LlamaConfig:
         raise ValueError(f"the sizes of the draft head's layers make no sense: {error}") from error
     config._attn_implementation_internal = ATTENTION
     return config
+
+
+class NormedAttention(LlamaAttention):
+    """An attention with norms of query and key heads, as in Qwen3."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config, layer_idx=0)
+        self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        **attention: Any,
+    ) -> tuple[Tensor, None]:
+        """[B, W, hidden]; ``attention``: see ``attend_either``."""
+        query = self.query(hidden_states, position_embeddings)
+        key, value = self.project(hidden_states, position_embeddings)
+        mixed, _ = attend_either(self, query, key, value, attention_mask, scaling=self.scaling, **attention)
+        return self.o_proj(mixed.flatten(2)), None
+
+    def query(self, states_BWX: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """Queries [B, heads, W, size] of states."""
+        return rotated(self.q_norm(self._heads(self.q_proj(states_BWX))).transpose(1, 2), angles)
+
+    def project(self, states_BKX: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, key-value heads, K, size] of states."""
+        keys, values = self._heads(self.k_proj(states_BKX)), self._heads(self.v_proj(states_BKX))
+        return rotated(self.k_norm(keys).transpose(1, 2), angles), values.transpose(1, 2)
+
+    def _heads(self, states_BWX: Tensor) -> Tensor:
+        return states_BWX.unflatten(-1, (-1, self.head_dim))
+
+
+def rotated(heads: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Query or key heads [B, heads, W, size], turned by the angles of their positions."""
+    cosines, sines = (part[:, None] for part in angles)
+    left, right = heads.chunk(2, -1)
+    return heads * cosines + torch.cat([-right, left], -1) * sines
+
+
+def decoder_layer(config: LlamaConfig, normed: bool = False, biased: Collection[str] = ()) -> LlamaDecoderLayer:
+    """A plain decoder layer, or one with norms of its heads.
+
+    Args:
+        config: its sizes; see ``layer_config``.
+        normed: whether query and key heads are normed, as in Qwen3.
+        biased: which of ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj`` have a bias, all but the last in Qwen2.
+    """
+    layer: Any = LlamaDecoderLayer(config, 0)
+    layer.self_attn = NormedAttention(config) if normed else layer.self_attn
+    for name in biased:
+        plain: nn.Linear = getattr(layer.self_attn, name)
+        setattr(layer.self_attn, name, nn.Linear(plain.in_features, plain.out_features))
+    return layer
 
 
 class Layers(nn.ModuleList):

@@ -23,7 +23,8 @@ from specdec.exit import Exit
 from specdec.forecast import Blend
 from verifiers import FullVerifier
 
-GROUPS = sorted(group.name for group in CONF.iterdir() if group.is_dir() and group.name != "hydra")
+# Heads are for training: see test_heads.
+GROUPS = sorted(group.name for group in CONF.iterdir() if group.is_dir() and group.name not in ("hydra", "head"))
 OPTIONS = [
     (group, str(file.relative_to(CONF / group).with_suffix("")))
     for group in GROUPS
@@ -174,7 +175,7 @@ def test_whole_command_of_the_help_composes() -> None:
 def examples() -> list[tuple[str, str]]:
     """The name of the configuration and the line, for every example of the help pages."""
     found = []
-    for page, name in (("specdec", "config"), ("bench", "bench")):
+    for page, name in (("specdec", "config"), ("bench", "bench"), ("train", "train")):
         lines = (CONF / f"hydra/help/{page}.yaml").read_text().splitlines()
         found += [(name, line.strip()) for line in lines if line.startswith("    specdec")]
     return found
@@ -183,7 +184,7 @@ def examples() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("name", "line"), examples())
 def test_examples_of_the_help(name: str, line: str) -> None:
     words = line.split("   ")[0].replace("'", "").split()[1:]
-    compose(name, [word for word in words if not word.startswith("hydra.")])
+    compose(name, [word for word in words if not word.startswith(("hydra.", "head="))])
 
 
 def test_outputs_lie_by_date_and_time() -> None:

@@ -13,7 +13,7 @@ from test_eagle3 import KNOWN, LAYERS, SETTINGS, normed, published
 import specdec
 from drafters import Eagle3Drafter, StreamDrafter
 from drafters.eagle3_head import Eagle3Head
-from drafters.feature_drafter import model_of
+from drafters.feature import FeatureNetwork
 from drafters.stream_head import StreamHead
 from drafters.stream_model import StreamModel
 from specdec import Advice, Block, Coupled, Match, Ratio, Sampling, Tap, tree
@@ -191,7 +191,7 @@ def test_laws_are_those_of_a_forward_without_cache_or_tree(target, head):
 def test_streams_say_what_a_forward_without_cache_or_tree_says(target, head):
     row, drafted = random_prompt(7, 2), random_prompt(3, 8)
     states, _ = tapped(target, row)
-    model = model_of(head, FullVerifier(target).model.network, StreamModel)
+    model = StreamModel(FeatureNetwork(head, FullVerifier(target).model.network))
     model.begin(1, 12)
     model.see(Advice(states, torch.arange(7)[None]))
     tokens, parents = torch.tensor([drafted]), torch.tensor([[-1, 3, 4]])  # behind three streams of the root

@@ -24,10 +24,16 @@ class Wandb(SimpleNamespace):
         self.logged: dict[str, Any] = {}
         self.options: dict[str, Any] = {}
         self.finished = False
+        self.steps: list[tuple[int, dict[str, Any]]] = []
 
     def init(self, **options: Any) -> SimpleNamespace:
         self.options = options
-        return SimpleNamespace(summary=self.summary, log=self.logged.update, finish=self.finish)
+        return SimpleNamespace(summary=self.summary, log=self.log, finish=self.finish)
+
+    def log(self, found: dict[str, Any], step: int | None = None) -> None:
+        self.logged.update(found)
+        if step is not None:
+            self.steps.append((step, found))
 
     def setup(self, settings: dict[str, Any]) -> None:
         assert settings["silent"]
@@ -65,6 +71,20 @@ def test_logs_figures_table_and_plot(wandb: Wandb, tmp_path: Path) -> None:
         ["ngram", 36.81, 1.4],
     ]
     assert wandb.logged["plot"] == str(tmp_path / "plot.png") and wandb.finished
+
+
+def test_a_training_has_curves_that_go_on_when_it_does(wandb: Wandb, tmp_path: Path) -> None:
+    with WandbLogger("p").curves({"steps": 2}, tmp_path) as curve:
+        curve(1, {"loss": 2.0})
+    first = wandb.options
+    with WandbLogger("p").curves({"steps": 2}, tmp_path) as curve:
+        curve(2, {"loss": 1.0})
+    assert wandb.steps == [(1, {"loss": 2.0}), (2, {"loss": 1.0})] and wandb.finished
+    assert wandb.options["id"] == first["id"] and first["resume"] == "allow" and first["config"] == {"steps": 2}
+    with WandbLogger("p").curves({}, tmp_path / "other"):
+        assert wandb.options["id"] != first["id"]
+    with NoLogger().curves({}, tmp_path) as curve:
+        curve(1, {"loss": 2.0})
 
 
 def test_every_column_has_a_figure() -> None:

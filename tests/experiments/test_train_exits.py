@@ -10,8 +10,10 @@ import torch
 from families import LAYERS, llama
 from torch import Tensor
 
-from experiments.exit_data import Writing, collect, library, requests
+from experiments.exit_data import collect
+from experiments.requests import library, requests
 from experiments.train_exits import distilled, main, started
+from experiments.writing import Writing
 from specdec.runtime import load
 from specdec.translator import facts, translators
 from verifiers import FullVerifier

@@ -25,12 +25,20 @@ from specdec.trace import Trace
 
 Distribution = dict[tuple[int, ...], float]
 
+# What rounding makes of a chance of zero. Networks round a row otherwise in another batch, and a choice that is
+# there in one of them only would shift all that a script says behind it.
+ROUNDING = 1e-13
+
 
 class Scripted(Noise):
-    """Noise whose every answer is a branch: `accepts` of two, `draw` of as many as the law has tokens."""
+    """Noise whose every answer is a branch: `accepts` of two, `draw` of as many as the law has tokens.
 
-    def __init__(self, scripts: list[tuple[int, ...]], limit: int, coupled: bool) -> None:
-        self.scripts, self.limit, self.coupled = scripts, limit, coupled
+    A chance of no more than ``least`` is none. Where a network rounds in single precision, and not alike in every
+    batch, whether a chance is 0 would else depend on the batch.
+    """
+
+    def __init__(self, scripts: list[tuple[int, ...]], limit: int, coupled: bool, least: float = 0) -> None:
+        self.scripts, self.limit, self.coupled, self.least = scripts, limit, coupled, least
         self.taken: list[list[int]] = [[] for _ in scripts]
         self.weight = [1.0] * len(scripts)
         self.others: list[tuple[int, ...]] = []
@@ -44,7 +52,7 @@ class Scripted(Noise):
         if not self.active[row]:
             return 0
         script, taken = self.scripts[row], self.taken[row]
-        possible = [option for option, chance in enumerate(chances) if chance > 0]
+        possible = [option for option, chance in enumerate(chances) if chance > max(self.least, ROUNDING)]
         if len(possible) == 1:  # no choice, and so no place in the script
             return possible[0]
         if len(taken) < len(script):
@@ -63,7 +71,7 @@ class Scripted(Noise):
 
     def draw(self, laws: Tensor, positions: Tensor, lane: Lane = Lane.TARGET, index: int = 0) -> Tensor:
         laws = laws / laws.sum(-1, keepdim=True)
-        answers = [[self.choose(b, law) for law in row] for b, row in enumerate(laws.tolist())]
+        answers = [[self.choose(b, law) for law in row] for b, row in enumerate(laws.flatten(1, -2).tolist())]
         return torch.tensor(answers).reshape(positions.shape)
 
     def race(self, laws: Tensor, positions: Tensor) -> Tensor:
@@ -122,19 +130,30 @@ class TableModel:
 
 
 def distribution(
-    make_drafter: Callable[[], object], target, rule, prompt: list[int], new_tokens: int, sampling: Sampling
+    make_drafter: Callable[[], object],
+    target,
+    rule,
+    prompt: list[int],
+    new_tokens: int,
+    sampling: Sampling,
+    least: float = 0,
+    rows: int = 8192,
 ) -> Distribution:
-    """The law of the new tokens that the production loop commits, exactly."""
+    """The law of the new tokens that the production loop commits, exactly.
+
+    ``rows`` is the most in a batch: 1 where a row's drafts depend on the others, since a script must then mean the
+    same in every batch.
+    """
     law: Distribution = defaultdict(float)
     scripts: list[tuple[int, ...]] = [()]
     while scripts:
-        batch, scripts = scripts[:8192], scripts[8192:]
-        noise = Scripted(batch, len(prompt) + new_tokens, rule.coupled)
+        batch, scripts = scripts[:rows], scripts[rows:]
+        noise = Scripted(batch, len(prompt) + new_tokens, rule.coupled, least)
         seq = Sequences.start([prompt] * len(batch), new_tokens, (), sampling)
         trace = Trace(listener=noise.listen)
         drafter = Guarded(make_drafter(), trace)
         drafter.begin(target, seq)
-        target.begin(seq)
+        target.begin(seq, drafter.wants)
         seq = serial(seq, drafter, target, rule, noise, trace)
         assert not trace.faults, trace.faults
         for row, tokens in enumerate(seq.tokens[:, len(prompt) :].tolist()):

@@ -123,3 +123,13 @@ def test_greedy_needs_no_noise():
         assert draw(law, place).tolist() == [[2, 3]]
     assert still.propose(law, place, 1).tolist() == [[2, 3]]
     assert still.accepts(torch.tensor([[0.0, 1.0]]), place).tolist() == [[False, True]]
+
+
+def test_depths_of_their_own_draw_what_each_draws_alone():
+    made, lengths_B2 = noise(5, 3, 40), torch.tensor([[3, 9], [39, 60], [0, 1]])
+    laws_B2V = torch.rand(3, 2, 11, generator=torch.Generator().manual_seed(0))
+    depths_B2 = torch.tensor([[0, 7], [4, 3], [9, 12]])
+    alone_B2D = torch.stack([made.propose(laws_B2V, lengths_B2, depth) for depth in range(13)], -1)
+    together_B2 = made.propose(laws_B2V, lengths_B2, depths_B2)
+    assert torch.equal(together_B2, alone_B2D.gather(2, depths_B2[..., None])[..., 0])
+    assert not torch.equal(together_B2, alone_B2D[..., 0])

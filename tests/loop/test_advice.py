@@ -11,7 +11,7 @@ from families import FAMILIES, random_prompt
 from test_replay import replaying
 
 import specdec
-from drafters import ModelDrafter, NgramDrafter, NullDrafter
+from drafters import LookaheadDrafter, ModelDrafter, NgramDrafter, NullDrafter, RecyclingDrafter
 from specdec import Tap
 from specdec.channel import Inline, Process, Simulated, Thread
 from specdec.channel.inline import InlineLink
@@ -230,3 +230,26 @@ def test_outcomes_that_are_overtaken_leave_their_states(tiny_target):
     )
     check_states(drafter, [[*ROWS[0], *result.row()]])
     assert result.metrics.faults["drafter: no draft in time"] > 3
+
+
+@pytest.mark.parametrize(
+    ("make", "forecast"),
+    [
+        (lambda: RecyclingDrafter(nodes=6, top=2, levels=3), None),
+        (lambda: RecyclingDrafter(nodes=6, top=2, levels=3), AllAccepted()),
+        (lambda: LookaheadDrafter(2, 2, 1), AllAccepted()),
+    ],
+    ids=["recycling", "recycling ahead", "lookahead ahead"],
+)
+def test_recorded_rounds_tell_the_likeliest_tokens(tiny_target, make, forecast):
+    rows, verifier, drafter = [[1, 2, 3, 1, 2], [4] * 11], replaying(tiny_target, []), make()
+    expected = specdec.generate(FullVerifier(tiny_target), make(), rows, 20)
+    for _ in range(1 if forecast else 2):  # the second generation plays what the first has recorded, and its table
+        result = specdec.generate(verifier, drafter, rows, 20, forecast=forecast)
+        assert torch.equal(result.tokens, expected.tokens) and not result.metrics.faults
+        assert committed(result) == committed(expected)
+    assert result.metrics.mean_accepted_tokens > 1.2
+
+
+def committed(result):
+    return [(entry.row, entry.accepted, entry.committed) for entry in result.trace.rounds]

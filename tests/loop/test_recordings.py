@@ -13,7 +13,7 @@ from test_replay import Operations
 
 import specdec
 from drafters import EarlyExitDrafter, ModelDrafter, NullDrafter
-from drafters.model import Shape
+from drafters.shape import Shape
 from specdec.exit import Exit
 from specdec.forecast import DraftTopK, EarlyExitTopK
 from specdec.runtime.held import Held, released
@@ -80,10 +80,12 @@ def early_exit(_, length):
         (ModelDrafter, {"shape": Shape(2, 1, None)}, None),
         (ModelDrafter, {"shape": Shape(2, 1, None)}, DraftTopK(2)),
         (ModelDrafter, {"shape": Shape(2, 2, 4)}, None),
+        (ModelDrafter, {"shape": Shape.asked(1, tree=[[0], [1], [0, 0]])}, None),
+        (ModelDrafter, {"shape": Shape.asked(4, confidence=0.5)}, None),
         (early_exit, {"shape": Shape(2, 1, None)}, None),
         (early_exit, {"exit_layer": 2}, None),
     ],
-    ids=["length", "length, ahead", "tree", "length of a view", "layer of a view"],
+    ids=["length", "length, ahead", "tree", "static tree", "confidence", "length of a view", "layer of a view"],
 )
 def test_a_drafter_that_was_changed_is_recorded_anew(tiny_llama, tiny_drafter, make, change, forecast):
     verifier, drafter, fresh = counting(tiny_llama)[0], make(tiny_drafter, length=4), make(tiny_drafter, length=4)

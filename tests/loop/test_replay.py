@@ -13,15 +13,25 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import specdec
 from drafters import (
+    DFlashDrafter,
     Eagle3Drafter,
     EarlyExitDrafter,
+    HydraDrafter,
+    MedusaDrafter,
     ModelDrafter,
+    MTPDrafter,
     NgramDrafter,
     NullDrafter,
+    ReDrafter,
     StreamDrafter,
     SuffixDrafter,
 )
+from drafters.dflash import DFlashHead
 from drafters.eagle3_head import Eagle3Head
+from drafters.hydra import HydraHeads
+from drafters.medusa import MedusaHeads
+from drafters.mtp import MTPHead
+from drafters.redrafter import RecurrentHead
 from drafters.stream_head import StreamHead
 from drafters.streaming import StreamingDrafter, Successors
 from specdec import Block, Coupled, Match, Ratio, Sampling
@@ -36,6 +46,12 @@ from verifiers import FullVerifier
 ROWS = [[[1, 2, 3, 1, 2], [9], [4] * 11], [[5, 6], [7, 8, 9], [1] * 4]]
 WARM = Sampling(temperature=1.0)
 RULES = [(Sampling(), Ratio()), (WARM, Ratio()), (WARM, Block()), (WARM, Match()), (WARM, Coupled())]
+
+
+def network(model):
+    return load(model).model.network
+
+
 STREAMS = Successors.of(torch.arange(128).roll(5), 3, "cpu")
 DRAFTERS = {
     "plain": lambda model: NullDrafter(),
@@ -44,20 +60,43 @@ DRAFTERS = {
     "chain": lambda model: ModelDrafter(model, length=4),
     "streaming": lambda model: StreamingDrafter(load(model).model, STREAMS, length=4),
     "tree": lambda model: ModelDrafter(model, length=3, width=2, nodes=5),
+    "static tree": lambda model: ModelDrafter(model, tree=[[0], [2], [0, 0], [0, 1], [2, 0], [0, 1, 0]]),
+    "confident chain": lambda model: ModelDrafter(model, length=4, confidence=0.1),
     "early exit": lambda model: EarlyExitDrafter(exit_layer=1, length=3),
     "early exit tree": lambda model: EarlyExitDrafter(exit_layer=1, length=2, width=2),
     "eagle 3": lambda model: Eagle3Drafter(eagle3(model), length=3),
     "eagle 3 tree": lambda model: Eagle3Drafter(eagle3(model), length=3, width=2, nodes=5),
     "streams": lambda model: StreamDrafter(StreamHead.on(eagle3(model), 2), length=6, steps=3),
+    "mtp": lambda model: MTPDrafter(mtp(model), length=3),
+    "dflash": lambda model: DFlashDrafter(dflash(model)),
+    "dflash tree": lambda model: DFlashDrafter(dflash(model), length=3, width=2, nodes=5),
+}
+HEADS = {
+    "medusa": lambda model: MedusaDrafter(MedusaHeads.fresh(network(model), heads=3)),
+    "medusa tree": lambda model: MedusaDrafter(MedusaHeads.fresh(network(model), shared_head=True), 3, 2, 5),
+    "hydra": lambda model: HydraDrafter(HydraHeads.fresh(network(model), heads=3)),
+    "redrafter beams": lambda model: ReDrafter(RecurrentHead.fresh(network(model)), 3, 2, 5),
 }
 
 
-def eagle3(model):
-    """A head of random weights."""
+def sizes(model):
+    """Of a draft head, whose weights are to be random."""
     torch.manual_seed(3)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
-    sizes["vocab_size"] = model.config.vocab_size
-    return Eagle3Head(sizes, 32, layers=(1, 2, 3))
+    vocabulary = model.config.vocab_size
+    return {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": vocabulary}
+
+
+def eagle3(model):
+    return Eagle3Head(sizes(model), 32, layers=(1, 2, 3))
+
+
+def mtp(model):
+    return MTPHead(sizes(model))
+
+
+def dflash(model):
+    chosen = {"mask_token_id": 0, "target_layer_ids": [0, 2]}
+    return DFlashHead({**sizes(model), "num_hidden_layers": 2, "block_size": 5, "dflash_config": chosen})
 
 
 COSTS = Costs(target=Curve.flat("target", 5.0, 9), drafter=Curve.flat("drafter", 1.0, 9))
@@ -106,19 +145,36 @@ def widen(verifier, width):
 @pytest.mark.parametrize(("sampling", "rule"), RULES, ids=lambda part: str(part))
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_tokens_and_rounds_are_those_of_direct_play(kind, name, sampling, rule):
-    model, made = FAMILIES[kind](), []
-    verifier, drafter = replaying(model, made), DRAFTERS[name](model)
+    made = compared(FAMILIES[kind](), DRAFTERS[name], ROWS, sampling, rule)
+    if name != "suffix":
+        assert len(made) == 2, "a part was recorded twice, or never"
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_find_their_states_in_recordings(name):
+    assert len(compared(FAMILIES["llama"](), HEADS[name], ROWS, WARM, Ratio())) == 2
+
+
+def test_states_of_other_numbers_of_rows_are_told_apart():
+    batches = [ROWS[0], ROWS[1][:1], ROWS[1]]
+    made = compared(FAMILIES["llama"](), HEADS["medusa"], batches, Sampling(), Ratio())
+    assert len(made) == 6, "the target's cache moves with the number of rows: both parts are recorded anew"
+
+
+def compared(model, make, batches, sampling, rule):
+    """Play batches of rows directly and from recordings; what was recorded."""
+    made = []
+    verifier, drafter = replaying(model, made), make(model)
     options = {"max_new_tokens": 30, "sampling": sampling, "acceptance": rule}
-    for seed, rows in enumerate(ROWS):  # the second generation plays what the first has recorded
-        expected = specdec.generate(FullVerifier(model), DRAFTERS[name](model), rows, seed=seed, **options)
+    for seed, rows in enumerate(batches):  # later generations play what the first has recorded
+        expected = specdec.generate(FullVerifier(model), make(model), rows, seed=seed, **options)
         result = specdec.generate(verifier, drafter, rows, seed=seed, **options)
         assert torch.equal(result.tokens, expected.tokens)
         assert not result.metrics.faults
         assert [(e.row, e.accepted, e.committed) for e in result.trace.rounds] == [
             (e.row, e.accepted, e.committed) for e in expected.trace.rounds
         ]
-    if name != "suffix":
-        assert len(made) == 2, "a part was recorded twice, or never"
+    return made
 
 
 def test_another_prompt_length_and_a_longer_row_cost_no_token(tiny_llama):
@@ -184,9 +240,9 @@ def test_a_fixed_width_pads_every_draft(tiny_llama, drafter):
     assert first == 2 and set(others) == {6}, "the prompt as it is, then one token and padding"
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", [*DRAFTERS, *HEADS])
 def test_no_draft_is_larger_than_its_drafter_says(tiny_llama, name):
-    drafter, sizes = DRAFTERS[name](tiny_llama), []
+    drafter, sizes = {**DRAFTERS, **HEADS}[name](tiny_llama), []
     draft = drafter.draft
 
     def noted(context, noise):

@@ -47,6 +47,13 @@ DRAFTERS = {
     "tree": lambda model: ModelDrafter(model, length=3, width=2),
 }
 
+PATHS = [[0], [2], [0, 0], [0, 1], [2, 0], [0, 1, 0]]
+SHAPED = {
+    "static tree": lambda model: ModelDrafter(model, tree=PATHS),
+    "early exit static tree": lambda model: EarlyExitDrafter(tree=PATHS),
+    "confident": lambda model: ModelDrafter(model, confidence=0.1),
+}
+
 
 def name_of(part):
     return part if isinstance(part, str) else type(part).__name__
@@ -63,15 +70,32 @@ def committed(result):
 def test_tokens_and_rounds_are_those_of_the_serial_loop(
     tiny_target, tiny_draft, forecast, sampling, rule, name, channel
 ):
+    check(tiny_target, lambda: DRAFTERS[name](tiny_draft), forecast, sampling, rule, channel)
+
+
+def check(target, make, forecast, sampling, rule, channel):
     options = {"max_new_tokens": 24, "sampling": sampling, "acceptance": rule, "seed": 3}
-    verifier = FullVerifier(tiny_target)
-    expected = specdec.generate(verifier, DRAFTERS[name](tiny_draft), ROWS, **options)
-    result = specdec.generate(
-        verifier, DRAFTERS[name](tiny_draft), ROWS, forecast=forecast, channel=channel, **options
-    )
+    verifier = FullVerifier(target)
+    expected = specdec.generate(verifier, make(), ROWS, **options)
+    result = specdec.generate(verifier, make(), ROWS, forecast=forecast, channel=channel, **options)
     assert torch.equal(result.tokens, expected.tokens)
     assert committed(result) == committed(expected)
     assert not result.metrics.faults
+
+
+@pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.parametrize(
+    ("forecast", "sampling", "rule"),
+    [
+        (DraftTopK(4, branches=6), Sampling(), Ratio()),
+        (Blend(Exit(2, 4), top=4, branches=8), WARM, Ratio()),
+        (AllAccepted(), WARM, Block()),
+        (EarlyExitTopK(Exit(2, 4)), WARM, Coupled()),
+    ],
+    ids=name_of,
+)
+def test_trees_of_ranks_and_chains_that_end_early_too(tiny_target, tiny_draft, forecast, sampling, rule, name):
+    check(tiny_target, lambda: SHAPED[name](tiny_draft), forecast, sampling, rule, Inline())
 
 
 @pytest.mark.parametrize("forecast", [AllAccepted(), DraftTopK(2), EarlyExitTopK(Exit(3, 128), None)], ids=name_of)

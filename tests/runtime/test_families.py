@@ -10,7 +10,15 @@ import torch
 from families import FAMILIES, perturbed, plain_greedy, random_prompt
 
 import specdec
-from drafters import EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter, SuffixDrafter
+from drafters import (
+    EarlyExitDrafter,
+    LookaheadDrafter,
+    ModelDrafter,
+    NgramDrafter,
+    NullDrafter,
+    RecyclingDrafter,
+    SuffixDrafter,
+)
 from specdec import Context, Draft, Noise, Result, Tap
 from specdec.metrics import Position
 from specdec.protocols import Drafter, Verifier
@@ -19,7 +27,18 @@ from verifiers import FullVerifier
 
 LONG = 40
 ROWS = [random_prompt(9, seed=1), random_prompt(4, seed=2), random_prompt(14, seed=3)]
-DRAFTERS = ["none", "ngram", "suffix", "exit chain", "exit tree", "model chain", "model tree"]
+DRAFTERS = [
+    "none",
+    "ngram",
+    "suffix",
+    "exit chain",
+    "exit tree",
+    "model chain",
+    "model tree",
+    "static tree",
+    "recycling",
+    "lookahead",
+]
 DRAFTING = DRAFTERS[1:]
 # name: rows, most new tokens, whether there are end tokens
 SCENARIOS = {
@@ -50,6 +69,9 @@ class Family:
             "exit tree": EarlyExitDrafter(length=3, width=2, nodes=6),
             "model chain": ModelDrafter(draft, length=4),
             "model tree": ModelDrafter(draft, length=3, width=3, nodes=8),
+            "static tree": ModelDrafter(draft, tree=[[0], [1], [2], [0, 0], [1, 0], [0, 0, 0], [0, 0, 1]]),
+            "recycling": RecyclingDrafter(nodes=12, top=3, levels=3),
+            "lookahead": LookaheadDrafter(window=3, ngram=3, guesses=2),
         }
 
     def expected(self, count: int, ended: bool) -> list[list[int]]:
@@ -177,7 +199,7 @@ def test_end_tokens_of_the_model_itself_are_heeded() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "llama"])
-@pytest.mark.parametrize("drafter", ["oracle", "model chain", "model tree"])
+@pytest.mark.parametrize("drafter", ["oracle", "model chain", "model tree", "static tree"])
 def test_a_row_may_fill_every_position_of_the_model_before_the_others_end(name: str, drafter: str) -> None:
     prompts, count = [random_prompt(20, seed=4), random_prompt(3, seed=5)], 12
     module = FAMILIES[name](max_position_embeddings=32)
@@ -188,6 +210,7 @@ def test_a_row_may_fill_every_position_of_the_model_before_the_others_end(name: 
         "oracle": quick,
         "model chain": ModelDrafter(draft, length=4),
         "model tree": ModelDrafter(draft, length=3, width=2),
+        "static tree": ModelDrafter(draft, tree=[[0], [1], [0, 0], [1, 0], [0, 0, 0]]),
     }
     result = specdec.generate(FullVerifier(module), Relay(quick, slow[drafter]), prompts, max_new_tokens=count)
     assert result.metrics.faults == {}

@@ -1,0 +1,25 @@
+"""A trained head where its target is."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar, cast
+
+from torch import nn
+
+from specdec.runtime.huggingface import Network
+
+Head = TypeVar("Head")
+
+
+def fitted(head: Head, target: Network) -> Head:
+    """A head, or a copy of it, on the target's device and in its type, that is not in training."""
+    module: Any = cast(nn.Module, head)
+    if all((weight.device, weight.dtype) == (target.device, target.dtype) for weight in module.parameters()):
+        return cast(Head, module.eval())
+    return cast(Head, copy.deepcopy(module).to(target.device, target.dtype).eval())
+
+
+def same_target(one: Network, other: Network) -> bool:
+    """Whether two networks share their weights and are as deep: a twin of a model has modules of its own."""
+    return one.head_weight is other.head_weight and one.depth == other.depth

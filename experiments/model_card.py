@@ -1,0 +1,80 @@
+"""The model card of a trained head."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.folder import flat
+from experiments.train_checks import Found
+
+PLACES = ("hydra.", "out", "cache", "resume", "device", "logger", "prompts")
+
+
+def card(found: Found, data: Mapping[str, Any], config: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
+    """Markdown.
+
+    Args:
+        found: its last check.
+        data: what it learnt from, by what a line is called.
+        config: the resolved configuration.
+        origin: see ``provenance``.
+    """
+    target, values = called(config["target"]), flat(dict(config))
+    hidden = (*PLACES, "target", "verifier.")
+    recipe = {name: value for name, value in values.items() if value != "???" and not name.startswith(hidden)}
+    revision = origin["git"] or {"revision": "unknown", "dirty": False}
+    versions = ", ".join(f"{name} {value}" for name, value in origin["versions"].items() if value)
+    depths = ", ".join(f"{share:.3f}" for share in found.by_depth) or "none drafted"
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {target}",
+            "library_name: specdec",
+            "tags: [speculative-decoding]",
+            "---",
+            f"# A draft head for {target}",
+            "Trained by `specdec-train` on the target's own replies. Drafts change how fast it decodes, not what.",
+            "",
+            "## Measured",
+            f"On held-out prompts, greedy, on {origin['device']} in {origin['dtype']}:",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| tokens per forward of the target | {found.accepted:.3f} (plain decoding is 1) |",
+            f"| accepted by depth, if all before were | {depths} |",
+            *(f"| held-out loss `{name}` | {value:.4f} |" for name, value in found.losses.items()),
+            "",
+            "## Data",
+            *(f"- {name}: {value}" for name, value in data.items()),
+            "",
+            "## Recipe",
+            "```yaml",
+            *(f"{name}: {value}" for name, value in recipe.items()),
+            "```",
+            f"`{typed(origin['command'], config['target'])}`",
+            "",
+            f"Revision {revision['revision']}{', with changes' if revision['dirty'] else ''}; {versions}; "
+            f"{origin['date']}.",
+            "",
+        ]
+    )
+
+
+def sources(files: Sequence[str]) -> str:
+    """What the target was asked. Of files only the names: where they lay is nobody else's business."""
+    names = ", ".join(Path(file).name for file in files) or "the project's own"
+    return f"{names}; code of the Python standard library"
+
+
+def called(target: str) -> str:
+    """The target's name; of a directory the last part."""
+    return Path(target).name if Path(target).expanduser().exists() else target
+
+
+def typed(command: str, target: str) -> str:
+    """A command without places."""
+    words = [f"target={called(target)}" if word.startswith("target=") else word for word in shlex.split(command)]
+    return shlex.join(word for word in words if not word.startswith(PLACES))
