@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from drafters.checkpoint import Tensors
+from drafters import eagle3_layouts as layouts
+from drafters.checkpoint import Tensors, read
 from drafters.eagle3_head import DECAY, STEPS, Eagle3Head, begun, laws
 from drafters.trainable import FrozenTarget
 from drafters.unrolled import Past, Read, seen_by
@@ -67,17 +69,35 @@ class StreamHead(Eagle3Head):
         vocabulary: int | None = None,
         layers: Sequence[int] | None = None,
         streams: int = 3,
+        base: str | Path | None = None,
     ) -> StreamHead:
-        """See ``Eagle3Head.fresh``."""
-        return cls.on(Eagle3Head.fresh(target, vocabulary, layers), streams)
+        """A head for a target, or streams for one that is trained.
+
+        Args:
+            target, vocabulary, layers: see ``Eagle3Head.fresh``.
+            streams: E.
+            base: a directory or file of a trained head, with streams of its own or without, all of which stays as
+                it is: only new streams learn. It has its own vocabulary and layers. None trains everything.
+
+        Raises:
+            FileNotFoundError, ValueError: see ``load`` and ``check``.
+        """
+        if base is None:
+            return cls.on(Eagle3Head.fresh(target, vocabulary, layers), streams)
+        kind = cls if read(base, layouts.FILES).has(WEIGHT) else Eagle3Head
+        made = cls.on(kind.load(base), streams).to(torch.float32)
+        made.check(target)
+        made.only_streams()
+        return made
 
     @classmethod
     def on(cls, head: Eagle3Head, streams: int = 3) -> StreamHead:
-        """A copy of a trained head, with streams that are not."""
+        """A copy of a trained head, with new streams."""
         residual = head.midlayer.norm_before_residual
         settings, embeds = head.config.to_dict(), head.embed_tokens is not None
         made = cls(settings, head.target_hidden, head.ids, head.layers, embeds, residual, streams)
-        made.load_state_dict(head.state_dict(), strict=False)
+        held = {name: weight for name, weight in head.state_dict().items() if name != WEIGHT}
+        made.load_state_dict(held, strict=False)
         return made.to(head.fc.weight.device, head.fc.weight.dtype)
 
     @property
@@ -110,11 +130,11 @@ class StreamHead(Eagle3Head):
         counts_BT = wanted_BS[:, 1:]
         law_PD, known_P = laws(target, states[Tap(target.depth)][:, 1:][counts_BT], self.ids)
         feature_BTX = self.feature({tap: state[:, :-1] for tap, state in states.items()}, target)
-        read: Read = partial(self.read, tokens_BS[:, 1:].repeat(1, 1 + self.count), target=target)
+        pairs: Read = partial(self.read, tokens_BS[:, 1:].repeat(1, 1 + self.count), target=target)
         losses: dict[str, Tensor] = {}
         lessons = [self._lesson(tokens_BS, wanted_BS, stream) for stream in range(1, 1 + self.count)]
         ahead = {f"stream {stream}": feature_BTX.new_zeros(()) for stream in range(1, 1 + self.count)}
-        for step, own_BFTX in enumerate(unrolled_streams(read, feature_BTX, self.streams.weight, STEPS)):
+        for step, own_BFTX in enumerate(unrolled_streams(pairs, feature_BTX, self.streams.weight, STEPS)):
             here_BT = begun(wanted_BS[:, :-1], step)
             taught_P = here_BT[counts_BT] & known_P
             said_PD = self._said(own_BFTX[:, 0][counts_BT][taught_P])

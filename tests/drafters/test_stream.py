@@ -16,6 +16,7 @@ from drafters.eagle3_head import Eagle3Head
 from drafters.feature import FeatureNetwork
 from drafters.stream_head import StreamHead
 from drafters.stream_model import StreamModel
+from drafters.trainable import FrozenTarget
 from specdec import Advice, Block, Coupled, Match, Ratio, Sampling, Tap, tree
 from specdec.forecast import AllAccepted, DraftTopK
 from verifiers import FullVerifier
@@ -243,6 +244,21 @@ def test_streams_alone_can_be_trained(target, head):
     sum(loss.values()).backward()
     taught = {name for name, weight in made.named_parameters() if weight.grad is not None}
     assert taught == {"streams.weight"} and (made.streams.weight.grad.abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("kind", [Eagle3Head, StreamHead])
+def test_new_streams_learn_on_a_trained_head_that_stays(target, kind, tmp_path):
+    torch.manual_seed(6)
+    base, frozen = kind(SETTINGS, 32, KNOWN, LAYERS, embeds=True), FrozenTarget(FullVerifier(target).model.network)
+    base.to(torch.bfloat16).save(tmp_path)
+    made = StreamHead.fresh(frozen, streams=2, base=tmp_path)
+    assert made.count == 2 and {weight.dtype for weight in made.parameters()} == {torch.float32}
+    assert [name for name, weight in made.named_parameters() if weight.requires_grad] == ["streams.weight"]
+    for name, weight in base.state_dict().items():
+        assert name == "streams.weight" or torch.equal(made.state_dict()[name], weight.to(made.fc.weight.dtype))
+    kind(SETTINGS, 48, KNOWN, LAYERS, embeds=True).save(tmp_path)
+    with pytest.raises(ValueError, match="hidden size of 48, but this one has 32"):
+        StreamHead.fresh(frozen, base=tmp_path)
 
 
 def test_what_is_saved_loads_to_the_same_drafts(target, head, tmp_path):
