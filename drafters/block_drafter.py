@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from drafters.block import BlockHead, BlockModel
 from drafters.model import Shape
@@ -83,7 +82,8 @@ class BlockDrafter:
         if self.model is None or self._parts is None or not self._parts.same(parts):
             self.head.check(parts)
             self._taps = self.head.taps(parts.depth)
-            self._parts, self.model = parts, BlockModel(like(self.head, parts.weight), parts)
+            fitted: Any = parts.fitted(cast(nn.Module, self.head))
+            self._parts, self.model = parts, BlockModel(fitted, parts)
         self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)
 
     def draft(self, context: Context, noise: Noise) -> Draft:
@@ -92,11 +92,3 @@ class BlockDrafter:
             raise RuntimeError("draft comes after begin")
         self.model.see(context.advice)
         return self.shape.draft(self.model, context, noise, self.model.vocab_size)
-
-
-def like(head: BlockHead, weight: Tensor) -> BlockHead:
-    """A head on the device and in the type of a weight; itself where it is."""
-    module: Any = cast(nn.Module, head)
-    if any((own.device, own.dtype) != (weight.device, weight.dtype) for own in module.parameters()):
-        module = copy.deepcopy(module).to(weight.device, weight.dtype)
-    return cast(BlockHead, module.eval())

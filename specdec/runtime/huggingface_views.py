@@ -11,13 +11,31 @@ from transformers import PreTrainedModel
 
 def with_layers(module: nn.Module, name: str, layers: list[nn.Module]) -> Any:
     """A view of a module that shares every weight, with other layers in its list of that name."""
+    return with_child(module, name, nn.ModuleList(layers))
+
+
+def without_head(module: PreTrainedModel) -> Any:
+    """A view of a causal language model whose logits are the states that its head would read.
+
+    Raises:
+        ValueError: it has no head.
+    """
+    head = module.get_output_embeddings()
+    for name, child in module.named_modules():
+        if child is head:
+            return with_child(module, name, nn.Identity())
+    raise ValueError(f"{type(module).__name__} has no head that could be left out")
+
+
+def with_child(module: nn.Module, name: str, child: nn.Module) -> Any:
+    """A view of a module that shares every weight, with another module of that name in it."""
     *parents, last = name.split(".")
     view = outer = shallow(module)
     for parent in parents:
         inner = shallow(getattr(outer, parent))
         setattr(outer, parent, inner)
         outer = inner
-    setattr(outer, last, nn.ModuleList(layers))
+    setattr(outer, last, child)
     return view
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_views import layer_list, with_layers
 from specdec.runtime.readout import Stand
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ class Parts:
         """[V, hidden], the head's, whose device and type a borrower takes."""
         weight: Any = self.head.weight
         return weight
+
+    def fitted(self, module: M) -> M:
+        """A borrower on the device and in the type of these weights; itself where it is."""
+        like = self.weight
+        if any((own.device, own.dtype) != (like.device, like.dtype) for own in module.parameters()):
+            module = copy.deepcopy(module).to(like.device, like.dtype)
+        return module.eval()
 
     def same(self, other: Parts) -> bool:
         """Whether they share their weights: a twin of a model has modules of its own."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from drafters.adapter_head import AdapterHead
 from drafters.dflash import DFlashHead
 from drafters.mtp import MTPHead
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 64}
+
+
+def adapter(directory: Path) -> None:
+    AdapterHead({**SIZES, "exit_layer": 1}).save(directory)
 
 
 def dflash(directory: Path) -> None:
@@ -20,4 +25,4 @@ def mtp(directory: Path) -> None:
     MTPHead({**SIZES, "num_hidden_layers": 2}).save(directory)
 
 
-HEADS: dict[str, Callable[[Path], None]] = {"dflash": dflash, "mtp": mtp}
+HEADS: dict[str, Callable[[Path], None]] = {"adapter": adapter, "dflash": dflash, "mtp": mtp}

@@ -12,7 +12,8 @@ from exhaustive import distribution, total_variation
 from families import llama, plain_logits
 from torch.nn.functional import pad
 
-from drafters import DFlashDrafter, MTPDrafter
+from drafters import AdapterDrafter, DFlashDrafter, MTPDrafter
+from drafters.adapter_head import AdapterHead
 from drafters.dflash import DFlashHead
 from drafters.mtp import MTPHead
 from specdec import Block, Coupled, Match, Ratio, Sampling, tree
@@ -50,7 +51,15 @@ def mtp():
     return MTPHead(SIZES)
 
 
+@cache
+def adapter():
+    torch.manual_seed(3)
+    return AdapterHead({**SIZES, "exit_layer": 1})
+
+
 DRAFTERS = {
+    "adapter": lambda: AdapterDrafter(adapter(), length=2),
+    "adapter tree": lambda: AdapterDrafter(adapter(), length=2, width=2, nodes=4),
     "dflash": lambda: DFlashDrafter(dflash()),
     "dflash tree": lambda: DFlashDrafter(dflash(), width=2, nodes=4),
     "mtp": lambda: MTPDrafter(mtp(), length=2),
