@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import specdec
 from drafters import (
+    AdapterDrafter,
     DFlashDrafter,
     Eagle3Drafter,
     EarlyExitDrafter,
@@ -25,6 +26,7 @@ from drafters import (
     ReDrafter,
     SuffixDrafter,
 )
+from drafters.adapter_head import AdapterHead
 from drafters.dflash import DFlashHead
 from drafters.eagle3_head import Eagle3Head
 from drafters.hydra import HydraHeads
@@ -64,6 +66,8 @@ DRAFTERS = {
     "early exit tree": lambda model: EarlyExitDrafter(exit_layer=1, length=2, width=2),
     "eagle 3": lambda model: Eagle3Drafter(eagle3(model), length=3),
     "eagle 3 tree": lambda model: Eagle3Drafter(eagle3(model), length=3, width=2, nodes=5),
+    "adapter": lambda model: AdapterDrafter(adapter(model), length=3),
+    "adapter tree": lambda model: AdapterDrafter(adapter(model), length=3, width=2, nodes=5),
     "mtp": lambda model: MTPDrafter(mtp(model), length=3),
     "dflash": lambda model: DFlashDrafter(dflash(model)),
     "dflash tree": lambda model: DFlashDrafter(dflash(model), length=3, width=2, nodes=5),
@@ -85,6 +89,10 @@ def sizes(model):
 
 def eagle3(model):
     return Eagle3Head(sizes(model), 32, layers=(1, 2, 3))
+
+
+def adapter(model):
+    return AdapterHead({**sizes(model), "exit_layer": 1})
 
 
 def mtp(model):
