@@ -1,5 +1,6 @@
 """Ways to propose tokens, one method per file."""
 
+from drafters.adapter import AdapterDrafter
 from drafters.dflash import DFlashDrafter
 from drafters.eagle import EagleDrafter
 from drafters.eagle3 import Eagle3Drafter
@@ -18,6 +19,7 @@ from drafters.suffix import SuffixDrafter
 from drafters.synthetic import SyntheticDrafter
 
 __all__ = [
+    "AdapterDrafter",
     "DFlashDrafter",
     "Eagle3Drafter",
     "EagleDrafter",

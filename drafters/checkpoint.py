@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-CONFIG = "config.json"
-SUFFIX = ".safetensors"
+FILES = ("model.safetensors", "pytorch_model.bin")  # as Hugging Face names them
+CONFIG, SUFFIX, INDEX = "config.json", ".safetensors", ".index.json"
 
 
 @dataclass
@@ -62,6 +62,16 @@ class Tensors:
                     f"{key} is {self.config[key]} in the {CONFIG} beside {self.file}, but {value} by its tensors"
                 )
 
+    def sizes(self, part: str | None = None) -> dict[str, Any]:
+        """What ``config.json`` says of the sizes, in a part of it where there is one of that name.
+
+        Raises ValueError where it does not say them.
+        """
+        found: dict[str, Any] = (part and self.config.get(part)) or self.config
+        if missing := [name for name in ("hidden_size", "vocab_size") if name not in found]:
+            raise ValueError(f"there is no {CONFIG} beside {self.file} that gives {' and '.join(missing)}")
+        return found
+
     def finish(self) -> None:
         """Raises ValueError where something was not taken."""
         if self.left:
@@ -69,26 +79,30 @@ class Tensors:
             raise ValueError(f"{self.file} holds tensors that belong nowhere ({names}): it is of another layout")
 
 
-def read(path: str | Path, names: Sequence[str]) -> Tensors:
+def read(path: str | Path, names: Sequence[str], wanted: Callable[[str], bool] = lambda name: True) -> Tensors:
     """The tensors of a checkpoint, on the CPU and in the types that they have there.
 
     Args:
         path: a file, or a directory that holds one of ``names``.
-        names: of files, the first that is there is read. What does not end in ``.safetensors`` is a pickle: only
-            tensors are taken out of it, nothing in it is run.
+        names: of files, the first that is there is read, or those that its index names. What does not end in
+            ``.safetensors`` is a pickle: only tensors are taken out of it, nothing in it is run.
+        wanted: which tensors are read; the others are not even looked at.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is damaged, or holds more than tensors.
     """
     path = Path(path).expanduser()
-    files = [path, *(path / name for name in names)]
+    files = [path, *(file for name in names for file in (path / name, path / f"{name}{INDEX}"))]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise FileNotFoundError(
             f"there are no weights at {path}: name a directory that holds {' or '.join(names)}, or such a file"
         )
-    return Tensors(file, _config(file.parent / CONFIG), _safe(file) if file.suffix == SUFFIX else _pickled(file))
+    found: dict[str, Tensor] = {}
+    for part in _parts(file, wanted):
+        found |= _safe(part, wanted) if part.suffix == SUFFIX else _pickled(part)
+    return Tensors(file, _config(file.parent / CONFIG), {name: found[name] for name in filter(wanted, found)})
 
 
 def write(path: str | Path, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -109,6 +123,19 @@ def fill(module: nn.Module, give: Callable[[str, tuple[int, ...]], Tensor]) -> N
     module.load_state_dict(values, assign=True)
 
 
+def _parts(file: Path, wanted: Callable[[str], bool]) -> list[Path]:
+    """The files that hold what is wanted: itself, or those that it names."""
+    if not file.name.endswith(INDEX):
+        return [file]
+    placed: dict[str, str] = _config(file).get("weight_map", {})
+    return [file.parent / name for name in sorted({name for tensor, name in placed.items() if wanted(tensor)})]
+
+
+def config_of(path: str | Path) -> dict[str, Any]:
+    """The ``config.json`` of a directory, empty where there is none. Raises ValueError for a damaged one."""
+    return _config(Path(path).expanduser() / CONFIG)
+
+
 def _config(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
@@ -121,9 +148,10 @@ def _config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _safe(file: Path) -> dict[str, Tensor]:
+def _safe(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     try:
-        return load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in filter(wanted, opened.keys())}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is damaged: download or copy it again ({error})") from error
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from drafters.block_drafter import BlockDrafter
+from drafters.checkpoint import FILES, fill, read, write
 from drafters.confidence import Confidence
 from drafters.static_tree import StaticTree
-from drafters.tensors import Tensors, read_config, write
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_blocks import BlockLayer
 from specdec.runtime.huggingface_layers import Rotary, layer_config, rms_norm
@@ -85,14 +85,15 @@ class DFlashHead(nn.Module):
     @classmethod
     def load(cls, directory: str | Path) -> DFlashHead:
         """A published checkpoint. Raises ValueError where a tensor is missing, left over or of another shape."""
-        head, tensors = cls(read_config(directory)), Tensors.read(directory)
-        tensors.fill(head)
+        tensors = read(directory, FILES)
+        head = cls(tensors.sizes())
+        fill(head, tensors.take)
         tensors.finish()
         return head
 
     def save(self, directory: str | Path) -> None:
         """Write it as it is published."""
-        write(directory, {"architectures": ["DFlashDraftModel"], **self.settings}, self.state_dict())
+        write(directory, FILES[0], self.state_dict(), {"architectures": ["DFlashDraftModel"], **self.settings})
 
     @property
     def depth(self) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
-from drafters.checkpoint import fill, read, write
+from drafters.checkpoint import FILES, fill, read, write
 from drafters.confidence import Confidence
 from drafters.feature_drafter import FeatureDrafter
 from drafters.static_tree import StaticTree
@@ -22,7 +22,6 @@ from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_layers import Layers, Rotary, layer_config
 from specdec.types import Tap
 
-FILES = ("model.safetensors", "pytorch_model.bin")
 LAW = 0.1  # weight of the laws in the loss; that of the states is 1
 SIZES = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act"),
@@ -69,9 +68,7 @@ class EagleHead(nn.Module):
             ValueError: no ``config.json``, a damaged file, a tensor missing, left over or of another shape.
         """
         tensors = read(path, FILES)
-        if "hidden_size" not in tensors.config:
-            raise ValueError(f"there is no config.json beside {tensors.file} that gives the head's sizes")
-        head = cls(tensors.config, "fc.bias" in tensors.left, tensors.has("embed_tokens."))
+        head = cls(tensors.sizes(), "fc.bias" in tensors.left, tensors.has("embed_tokens."))
         fill(head, tensors.take)
         tensors.finish()
         return head

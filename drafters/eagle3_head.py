@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from drafters import eagle3_layouts as layouts
-from drafters.checkpoint import Tensors, fill, read, write
+from drafters.checkpoint import FILES, Tensors, fill, read, write
 from drafters.trainable import FrozenTarget
 from drafters.unrolled import Read, unrolled
 from specdec.runtime.huggingface import Network
@@ -103,7 +103,7 @@ class Eagle3Head(nn.Module):
             ValueError: no ``config.json``, a damaged file, a tensor that is missing, left over or of another
                 shape, or a variant of the head that was published.
         """
-        tensors = read(path, layouts.FILES)
+        tensors = read(path, FILES)
         settings, layers = layouts.settings_of(tensors), layouts.layers_of(tensors.config)
         wide, known = tensors.shape("fc.weight")[1], tensors.shape("lm_head.weight")[0]
         ids_D = layouts.ids_of(tensors, known, int(settings["vocab_size"]))
@@ -148,7 +148,7 @@ class Eagle3Head(nn.Module):
         weights: dict[str, Tensor] = {
             name.replace(layouts.OWN, prefix): weight for name, weight in self.named_parameters()
         }
-        write(path, layouts.FILES[0], weights | layouts.mapping(self.ids.cpu(), self.vocab_size), config)
+        write(path, FILES[0], weights | layouts.mapping(self.ids.cpu(), self.vocab_size), config)
 
     def _facts(self) -> dict[str, Any]:
         """What ``config.json`` says besides, of a head that has more to it."""

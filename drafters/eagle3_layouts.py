@@ -13,7 +13,6 @@ from torch import Tensor
 
 from drafters.checkpoint import Tensors
 
-FILES = ("model.safetensors", "pytorch_model.bin")
 OWN, PLAIN = "midlayer.", "layers.0."  # what the layer is called: by EAGLE and SpecForge, and by all others
 LAYOUTS = {"eagle3": OWN, "speculators": PLAIN}
 # Variants of speculators that put norms where the published head has none.
@@ -26,9 +25,7 @@ SIZES = (
 
 def settings_of(tensors: Tensors) -> Mapping[str, Any]:
     """The sizes of the layer. Raises ValueError where there are none, or it is another kind of head."""
-    settings: Mapping[str, Any] = tensors.config.get("transformer_layer_config", tensors.config)
-    if "hidden_size" not in settings or "vocab_size" not in settings:
-        raise ValueError(f"there is no config.json beside {tensors.file} that gives the head's sizes")
+    settings = tensors.sizes("transformer_layer_config")
     if variants := [name for name in VARIANTS if tensors.config.get(name)]:
         raise ValueError(f"{tensors.file} is an EAGLE-3 with {', '.join(variants)}, which is not supported")
     return settings

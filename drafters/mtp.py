@@ -12,12 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from drafters.checkpoint import FILES, Tensors, config_of, fill, read, write
 from drafters.confidence import Confidence
 from drafters.feature import FeatureHead
 from drafters.feature_drafter import FeatureDrafter
 from drafters.mtp_layouts import QWEN, Layout, layout_of
 from drafters.static_tree import StaticTree
-from drafters.tensors import Tensors, read_config, write
 from specdec.protocols import Verifier
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_layers import Rotary, decoder_layer, layer_config, rms_norm
@@ -103,23 +103,22 @@ class MTPHead(nn.Module):
     @classmethod
     def load(cls, directory: str | Path) -> MTPHead:
         """Of a target's checkpoint, of which nothing else is read. See ``MTPDrafter``."""
-        whole = read_config(directory)
-        settings: dict[str, Any] = whole.get("text_config") or whole
-        depth = int(settings.get("num_hidden_layers", 0))
-        tensors = Tensors.read(directory, lambda name: layout_of([name], depth) is not None)
-        layout = layout_of(tensors.names, depth)
+        depth = depth_of(directory)
+        tensors = read(directory, FILES, lambda name: layout_of([name], depth) is not None)
+        settings, layout = tensors.sizes("text_config"), layout_of(tensors.left, depth)
         if layout is None:
             raise ValueError(f"{directory} holds no MTP module: the target was trained or published without one")
         attention = layout.name("layer.self_attn.", depth)
-        biased = [part for part in PROJECTIONS if f"{attention}{part}.bias" in tensors.names]
-        head = cls(settings, layout, f"{attention}q_norm.weight" in tensors.names, biased)
+        biased = [part for part in PROJECTIONS if f"{attention}{part}.bias" in tensors.left]
+        head = cls(settings, layout, f"{attention}q_norm.weight" in tensors.left, biased)
         head.refuse_other_layers(tensors)
-        tensors.fill(head, head.published)
+        fill(head, lambda name, shape: tensors.take(head.published(name), shape))
         return head
 
     def save(self, directory: str | Path) -> None:
         """Write its tensors and sizes, named as in the target's checkpoint."""
-        write(directory, self.settings, {self.published(name): part for name, part in self.state_dict().items()})
+        weights = {self.published(name): part for name, part in self.state_dict().items()}
+        write(directory, FILES[0], weights, self.settings)
 
     @property
     def published(self) -> Callable[[str], str]:
@@ -132,16 +131,16 @@ class MTPHead(nn.Module):
         # Copies of the target's embedding and head may lie beside it.
         mine = {self.published(name) for name in (*self.state_dict(), "embed_tokens.weight", "head.weight")}
         first = self.published("")
-        others = [name for name in tensors.names if name.startswith(first) and name not in mine]
+        others = [name for name in sorted(tensors.left) if name.startswith(first) and name not in mine]
         if others:
             named = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
             raise ValueError(
-                f"the MTP module of {tensors.source} is not supported: it has {named}. Only dense layers like "
+                f"the MTP module of {tensors.file} is not supported: it has {named}. Only dense layers like "
                 "Llama's are, without latent attention (MLA), experts, linear attention or quantised weights"
             )
         for name, plain in (("attn_output_gate", False), ("partial_rotary_factor", 1)):
             if self.settings.get(name, plain) not in (plain, None):
-                raise ValueError(f"the MTP module of {tensors.source} is not supported: its layer has {name}")
+                raise ValueError(f"the MTP module of {tensors.file} is not supported: its layer has {name}")
 
     @property
     def depth(self) -> int:
@@ -187,3 +186,9 @@ class MTPHead(nn.Module):
     def logits(self, own_BWX: Tensor, target: Network) -> Tensor:
         """See ``FeatureHead``: the target's LM head."""
         return target.head(own_BWX if self.layout.goes_on_normed else self.norm(own_BWX))
+
+
+def depth_of(directory: str | Path) -> int:
+    """Layers of the target that a checkpoint is of, which its module's names count from."""
+    whole = config_of(directory)
+    return int((whole.get("text_config") or whole).get("num_hidden_layers", 0))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from drafters.checkpoint import fill, read, write
+from drafters.checkpoint import FILES, fill, read, write
 from drafters.confidence import Confidence
 from drafters.head_drafter import HeadDrafter
 from drafters.heads import Block
@@ -22,7 +22,6 @@ from drafters.teaching import lessons
 from specdec.runtime.huggingface import Network
 from specdec.types import Tap
 
-FILES = ("model.safetensors", "pytorch_model.bin")
 TAUGHT = 4  # tokens ahead that are learned
 
 

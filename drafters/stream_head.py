@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from drafters import eagle3_layouts as layouts
-from drafters.checkpoint import Tensors, read
+from drafters.checkpoint import FILES, Tensors, read
 from drafters.eagle3_head import DECAY, STEPS, Eagle3Head, begun, laws
 from drafters.trainable import FrozenTarget
 from drafters.unrolled import Past, Read, seen_by
@@ -84,7 +83,7 @@ class StreamHead(Eagle3Head):
         """
         if base is None:
             return cls.on(Eagle3Head.fresh(target, vocabulary, layers), streams)
-        kind = cls if read(base, layouts.FILES).has(WEIGHT) else Eagle3Head
+        kind = cls if read(base, FILES).has(WEIGHT) else Eagle3Head
         made = cls.on(kind.load(base), streams).to(torch.float32)
         made.check(target)
         made.only_streams()

@@ -11,12 +11,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from specdec.runtime.huggingface_layers import NormedAttention, rms_norm
+from specdec.runtime.huggingface_layers import HeadAttention, rms_norm
 
 Angles = tuple[Tensor, Tensor]
 
 
-class BlockAttention(NormedAttention):
+class BlockAttention(HeadAttention):
     """Of a block: every token sees states before it, and the whole block."""
 
     def mix(self, block_BWX: Tensor, angles: Angles, before: tuple[Tensor, Tensor], seen_BS: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class BlockLayer(nn.Module):
         Args:
             block_BWX: the block, in front of the layer.
             angles: of its positions.
-            before: keys and values [B, H, S, E] of the states before it; see ``NormedAttention.project``.
+            before: keys and values [B, H, S, E] of the states before it; see ``HeadAttention.project``.
             seen_BS: bool, which of those there are.
         """
         stream_BWX = block_BWX + self.self_attn.mix(self.input_layernorm(block_BWX), angles, before, seen_BS)

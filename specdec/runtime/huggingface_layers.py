@@ -69,13 +69,19 @@ def layer_config(settings: Mapping[str, Any]) -> LlamaConfig:
     return config
 
 
-class NormedAttention(LlamaAttention):
-    """An attention with norms of query and key heads, as in Qwen3."""
+class HeadAttention(LlamaAttention):
+    """An attention that can be used in parts.
 
-    def __init__(self, config: LlamaConfig) -> None:
+    Args:
+        config: its sizes; see ``layer_config``.
+        normed: whether query and key heads are normed, as in Qwen3.
+    """
+
+    def __init__(self, config: LlamaConfig, normed: bool = True) -> None:
         super().__init__(config, layer_idx=0)
-        self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        for name in ("q_norm", "k_norm"):
+            norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if normed else nn.Identity()
+            setattr(self, name, norm)
 
     def forward(
         self,
@@ -119,11 +125,28 @@ def decoder_layer(config: LlamaConfig, normed: bool = False, biased: Collection[
         biased: which of ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj`` have a bias, all but the last in Qwen2.
     """
     layer: Any = LlamaDecoderLayer(config, 0)
-    layer.self_attn = NormedAttention(config) if normed else layer.self_attn
+    layer.self_attn = HeadAttention(config) if normed else layer.self_attn
     for name in biased:
         plain: nn.Linear = getattr(layer.self_attn, name)
         setattr(layer.self_attn, name, nn.Linear(plain.in_features, plain.out_features))
     return layer
+
+
+class AttentionLayer(nn.Module):
+    """A layer that only attends, on top of a residual stream (Kangaroo, arXiv 2404.18911)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.self_attn = HeadAttention(config, normed=False)
+        self.input_layernorm = rms_norm(config)
+
+    def forward(self, states_BWX: Tensor, angles: tuple[Tensor, Tensor], **attention: Any) -> Tensor:
+        """[B, W, hidden] behind the layer, before any norm; ``attention``: see ``attend_either``."""
+        return states_BWX + self.self_attn(self.input_layernorm(states_BWX), angles, **attention)[0]
+
+    def project(self, states_BKX: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, key-value heads, K, size] of states."""
+        return self.self_attn.project(self.input_layernorm(states_BKX), angles)
 
 
 class Layers(nn.ModuleList):

@@ -24,6 +24,19 @@ def with_layers(module: nn.Module, name: str, layers: list[nn.Module]) -> Any:
     return with_part(module, name, nn.ModuleList(layers))
 
 
+def without_head(module: PreTrainedModel) -> Any:
+    """A view of a causal language model whose logits are the states that its head would read.
+
+    Raises:
+        ValueError: it has no head.
+    """
+    head = module.get_output_embeddings()
+    for name, child in module.named_modules():
+        if child is head:
+            return with_part(module, name, nn.Identity())
+    raise ValueError(f"{type(module).__name__} has no head that could be left out")
+
+
 def without_decoder(module: PreTrainedModel, state: Tensor) -> Any:
     """A view of a model that takes a state [B, W, hidden] for what its decoder gives, final norm included."""
     decoder = module.get_decoder()

@@ -6,7 +6,7 @@ B rows, W tokens of one forward, M = B * W, K keep, V vocabulary, E head width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -150,3 +150,16 @@ class LeanNetwork:
             x_MX, layer.gate_up, gain=layer.mlp_norm, epsilon=self.epsilon, gated=True, overlap=self.overlap
         )
         return self.kernels.linear(inner_MX, layer.down, residual_MN=x_MX, overlap=self.overlap)
+
+
+class HeadlessNetwork(LeanNetwork):
+    """Embedding and layers: its logits are the states behind the last one."""
+
+    @classmethod
+    def of(cls, network: LeanNetwork) -> HeadlessNetwork:
+        """All but norm and head of a network."""
+        return cls(**{part.name: getattr(network, part.name) for part in fields(network)})
+
+    def read_out(self, state_BWX: Tensor) -> Tensor:
+        """The states."""
+        return state_BWX

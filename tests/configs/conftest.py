@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_chat import save_tiny_chat
 
+from drafters.adapter_head import AdapterHead
 from drafters.dflash import DFlashHead
 from drafters.eagle import EagleHead
 from drafters.eagle3_head import Eagle3Head
@@ -36,6 +37,7 @@ def tiny_heads(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
         "eagle": EagleHead.fresh(target),
         "eagle3": Eagle3Head.fresh(target),
         "stream": StreamHead.fresh(target),
+        "adapter": AdapterHead.fresh(target),
         "mtp": MTPHead({**target.sizes, "num_hidden_layers": 2}),
         "dflash": DFlashHead({**target.sizes, **block}),
     }

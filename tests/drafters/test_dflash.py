@@ -168,9 +168,9 @@ def test_a_checkpoint_is_read_as_published_and_written_back(target, head, tmp_pa
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda found: found.pop("fc.weight"), "has no tensor fc.weight"),
-        (lambda found: found.update({"layers.2.odd": torch.ones(1)}), "not understood: layers.2.odd"),
-        (lambda found: found.update({"norm.weight": torch.ones(3)}), r"norm.weight .* must be \[32\]"),
+        (lambda found: found.pop("fc.weight"), "lacks fc.weight"),
+        (lambda found: found.update({"layers.2.odd": torch.ones(1)}), "belong nowhere .layers.2.odd"),
+        (lambda found: found.update({"norm.weight": torch.ones(3)}), r"norm.weight .* where \[32\] is needed"),
     ],
 )
 def test_a_checkpoint_that_does_not_add_up_is_refused(head, tmp_path, change, said):

@@ -240,7 +240,7 @@ def test_every_tensor_is_accounted_for(head, tmp_path, changes, said):
 def test_a_checkpoint_without_sizes_is_refused(head, tmp_path):
     folder = on_disk(head, tmp_path, "eagle3")
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"no config.json beside .* that gives the head's sizes"):
+    with pytest.raises(ValueError, match=r"no config.json beside .* that gives hidden_size and vocab_size"):
         Eagle3Drafter(folder)
 
 

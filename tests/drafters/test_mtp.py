@@ -195,7 +195,7 @@ def test_layers_of_another_kind_are_refused_by_name(tmp_path, layout, name):
     ("change", "settings", "said"),
     [
         (dict.clear, {}, "holds no MTP module"),
-        (lambda found: found.pop("mtp.norm.weight"), {}, "no tensor mtp.norm.weight"),
+        (lambda found: found.pop("mtp.norm.weight"), {}, "lacks mtp.norm.weight"),
         (lambda found: found.update({"mtp.fc.weight": torch.ones(2)}), {}, r"mtp.fc.weight .* \[32, 64\]"),
         (lambda found: None, {"attn_output_gate": True}, "attn_output_gate"),
         (lambda found: None, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),

@@ -15,7 +15,8 @@ from scipy import stats
 from torch.nn.functional import pad
 
 import specdec
-from drafters import DFlashDrafter, Eagle3Drafter, EagleDrafter, MTPDrafter, StreamDrafter
+from drafters import AdapterDrafter, DFlashDrafter, Eagle3Drafter, EagleDrafter, MTPDrafter, StreamDrafter
+from drafters.adapter_head import AdapterHead
 from drafters.dflash import DFlashHead
 from drafters.eagle import EagleHead
 from drafters.eagle3_head import Eagle3Head
@@ -58,6 +59,12 @@ def mtp():
 
 
 @cache
+def adapter():
+    torch.manual_seed(3)
+    return AdapterHead({**SIZES, "exit_layer": 1})
+
+
+@cache
 def eagle():
     torch.manual_seed(3)
     return EagleHead(SIZES)
@@ -74,6 +81,8 @@ DRAFTERS = {
     "eagle tree": lambda: EagleDrafter(eagle(), length=2, width=2, nodes=4),
     "eagle 3": lambda: Eagle3Drafter(eagle3(), length=2),
     "eagle 3 tree": lambda: Eagle3Drafter(eagle3(), tree=[[0], [1], [0, 0]]),
+    "adapter": lambda: AdapterDrafter(adapter(), length=2),
+    "adapter tree": lambda: AdapterDrafter(adapter(), length=2, width=2, nodes=4),
     "dflash": lambda: DFlashDrafter(dflash()),
     "dflash tree": lambda: DFlashDrafter(dflash(), width=2, nodes=4),
     "mtp": lambda: MTPDrafter(mtp(), length=2),

@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import specdec
 from drafters import (
+    AdapterDrafter,
     DFlashDrafter,
     Eagle3Drafter,
     EarlyExitDrafter,
@@ -26,6 +27,7 @@ from drafters import (
     StreamDrafter,
     SuffixDrafter,
 )
+from drafters.adapter_head import AdapterHead
 from drafters.dflash import DFlashHead
 from drafters.eagle3_head import Eagle3Head
 from drafters.hydra import HydraHeads
@@ -67,6 +69,8 @@ DRAFTERS = {
     "eagle 3": lambda model: Eagle3Drafter(eagle3(model), length=3),
     "eagle 3 tree": lambda model: Eagle3Drafter(eagle3(model), length=3, width=2, nodes=5),
     "streams": lambda model: StreamDrafter(StreamHead.on(eagle3(model), 2), length=6, steps=3),
+    "adapter": lambda model: AdapterDrafter(adapter(model), length=3),
+    "adapter tree": lambda model: AdapterDrafter(adapter(model), length=3, width=2, nodes=5),
     "mtp": lambda model: MTPDrafter(mtp(model), length=3),
     "dflash": lambda model: DFlashDrafter(dflash(model)),
     "dflash tree": lambda model: DFlashDrafter(dflash(model), length=3, width=2, nodes=5),
@@ -88,6 +92,10 @@ def sizes(model):
 
 def eagle3(model):
     return Eagle3Head(sizes(model), 32, layers=(1, 2, 3))
+
+
+def adapter(model):
+    return AdapterHead({**sizes(model), "exit_layer": 1})
 
 
 def mtp(model):
