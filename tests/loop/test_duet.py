@@ -49,7 +49,7 @@ def committed(result):
         (forecast, name, *RULES[(index + turn) % len(RULES)])
         for turn, forecast in enumerate(FORECASTS)
         for index, name in enumerate(DRAFTERS)
-        if (index + turn) % 2 == 0
+        if (index + turn) % 3 == 0
     ],
     ids=lambda part: part if isinstance(part, str) else type(part).__name__,
 )
@@ -71,10 +71,10 @@ def test_drafts_that_were_prepared_are_used():
     model = FAMILIES["llama"]()
     for forecast in (DraftTopK(2), EarlyExitTopK(Exit(3, 128), branches=None)):
         verifier = replaying(model, [])
-        result = specdec.generate(verifier, ModelDrafter(model, length=4), [1, 2, 3], 60, forecast=forecast)
+        result = specdec.generate(verifier, ModelDrafter(model, length=2), [1, 2, 3], 30, forecast=forecast)
         # A perfect drafter's own guesses always hit, and so do all tokens that there are.
         assert Overlap.of(result.trace).hit_rate == 1
-        assert result.metrics.mean_accepted_tokens > 4
+        assert result.metrics.mean_accepted_tokens > 2.5
 
 
 def test_padding_and_rows_that_have_ended_are_no_outcomes():
@@ -92,7 +92,7 @@ def test_padding_and_rows_that_have_ended_are_no_outcomes():
 
 def test_another_prompt_and_another_forecast_cost_no_token(tiny_llama):
     verifier, drafter = replaying(tiny_llama, []), ModelDrafter(tiny_llama, length=3)
-    for forecast in (*FORECASTS, None, *FORECASTS):
+    for forecast in (*FORECASTS, None, *FORECASTS[:2]):
         for prompt, new in (([1, 2], 20), ([3] * 40, 20), ([1] * 30, 70)):
             expected = specdec.generate(FullVerifier(tiny_llama), NgramDrafter(), prompt, max_new_tokens=new)
             result = specdec.generate(verifier, drafter, prompt, max_new_tokens=new, forecast=forecast)
