@@ -49,7 +49,7 @@ def committed(result):
         (forecast, name, *RULES[(index + turn) % len(RULES)])
         for turn, forecast in enumerate(FORECASTS)
         for index, name in enumerate(DRAFTERS)
-        if (index + turn) % 3 == 0
+        if (index + turn) % 4 == 0
     ],
     ids=lambda part: part if isinstance(part, str) else type(part).__name__,
 )
