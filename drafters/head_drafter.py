@@ -80,6 +80,7 @@ class HeadDrafter:
         check_target(self.heads, network)
         if self._model is None or not self._model.serves(network):
             self._model = HeadModel(fitted(self.heads, network), network)
+        self.shape.prepare(target.vocab_size, network.device)
         self._model.begin(len(seq.tokens), network)
         self.wants, self._vocabulary = (self._model.tap,), target.vocab_size
 

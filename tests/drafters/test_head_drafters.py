@@ -23,6 +23,7 @@ from specdec import Advice, Coupled, Draft, Match, Sampling, Tap, tree
 from specdec.channel import Inline, Thread
 from specdec.forecast import AllAccepted
 from specdec.noise import Still
+from specdec.runtime.huggingface import Network
 from specdec.sequences import Sequences
 from specdec.worker import Absent
 from verifiers import FullVerifier
@@ -261,3 +262,10 @@ def test_heads_in_another_type_are_copied_for_the_target() -> None:
     assert made._model is used, "they are copied once"
     specdec.generate(verifier(), made, ROWS, max_new_tokens=20)
     assert made._model.heads is heads("medusa")
+
+
+def test_a_tree_of_ranks_that_the_target_has_not_is_refused_before_anything_is_drafted() -> None:
+    target = FAMILIES["llama"](vocab_size=8)
+    heads = MedusaHeads.fresh(Network(target), heads=2)
+    with pytest.raises(ValueError, match="the tree has ranks up to 8, but there are 8 tokens"):
+        specdec.generate(FullVerifier(target), MedusaDrafter(heads, tree=[[8]]), [1, 2], 4)

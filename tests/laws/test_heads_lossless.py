@@ -45,6 +45,7 @@ def filled(heads: nn.Module) -> nn.Module:
 DRAFTS: dict[str, Callable[[int], object]] = {
     "medusa chain": lambda v: MedusaDrafter(filled(MedusaHeads(X, v, heads=2))),
     "medusa tree": lambda v: MedusaDrafter(filled(MedusaHeads(X, v, heads=2)), width=2, nodes=4),
+    "medusa static tree": lambda v: MedusaDrafter(filled(MedusaHeads(X, v, heads=2)), tree=[[0], [1], [0, 0]]),
     "medusa, shared head": lambda v: MedusaDrafter(filled(MedusaHeads(X, v, heads=2, shared_head=True))),
     "hydra chain": lambda v: HydraDrafter(filled(HydraHeads(X, v, heads=2))),
     "hydra tree": lambda v: HydraDrafter(filled(HydraHeads(X, v, heads=2)), width=2, nodes=4),
