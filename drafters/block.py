@@ -5,7 +5,6 @@ B rows, S token slots, W tokens of a block, N nodes, K tapped tokens, X hidden s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import torch
@@ -14,41 +13,19 @@ from torch.nn.functional import pad
 
 from drafters.feature import FeatureHead, FeatureNetwork
 from drafters.fitting import same_target
-from specdec.runtime import CachedModel
+from drafters.state_drafter import StateHead, StateModel
 from specdec.runtime.huggingface import Network
 from specdec.runtime.model import Scores
 from specdec.runtime.readout import Glance
 from specdec.types import Advice, Tap
 
 
-class BlockHead(Protocol):
+class BlockHead(StateHead, Protocol):
     """A module that reads features of the target, and fills a block behind them."""
 
     @property
     def block_size(self) -> int:
         """W."""
-        ...
-
-    @property
-    def depth(self) -> int:
-        """Its layers."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """X."""
-        ...
-
-    def taps(self, depth: int) -> tuple[Tap, ...]:
-        """The states that it reads of a target with so many layers. Raises ValueError where it has too few."""
-        ...
-
-    def check(self, target: Network) -> None:
-        """Raises ValueError unless it was made for such a target."""
-        ...
-
-    def feature(self, states: Mapping[Tap, Tensor], target: Network) -> Tensor:
-        """The target's states [..., hidden] as one feature [..., X]."""
         ...
 
     def project(self, features_BKX: Tensor, positions_BK: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -67,7 +44,7 @@ class BlockHead(Protocol):
         ...
 
 
-class BlockModel(CachedModel):
+class BlockModel(StateModel):
     """A head with keys and values of what it has read of the target.
 
     Slot i of the cache holds what each layer makes of the feature of token i, which is read once. Nothing of what

@@ -8,14 +8,12 @@ from drafters.block import BlockHead, BlockModel
 from drafters.confidence import Confidence
 from drafters.fitting import fitted
 from drafters.shape import Shape
+from drafters.state_drafter import StateDrafter
 from drafters.static_tree import StaticTree
-from specdec.noise import Noise
-from specdec.protocols import Verifier
-from specdec.sequences import Sequences
-from specdec.types import Context, Draft, Tap, Want
+from specdec.runtime.huggingface import Network
 
 
-class BlockDrafter:
+class BlockDrafter(StateDrafter[BlockHead, BlockModel]):
     """Drafts a whole block in one forward of a head over the target's states, its embedding and its LM head.
 
     The law of a place depends on what is committed, never on the other drafted tokens: each token of a chain is
@@ -33,8 +31,6 @@ class BlockDrafter:
             for another target.
     """
 
-    static = True
-
     def __init__(
         self,
         head: BlockHead,
@@ -44,52 +40,13 @@ class BlockDrafter:
         tree: StaticTree | Iterable[Sequence[int]] | None = None,
         confidence: Confidence | float | None = None,
     ) -> None:
-        self.head = head
-        most = self.head.block_size - 1
-        self.shape = Shape.asked(most if length is None else length, width, nodes, tree, confidence)
+        most = head.block_size - 1
+        super().__init__(head, Shape.asked(most if length is None else length, width, nodes, tree, confidence))
         if self.shape.length > most:
             raise ValueError(
                 f"length must be at most {most} for blocks of {most + 1} tokens, not {self.shape.length}"
             )
-        self.model: BlockModel | None = None
-        self._taps: tuple[Tap, ...] = ()
 
-    @property
-    def wants(self) -> tuple[Want, ...]:
-        """States of the target, known once decoding begins."""
-        return self._taps
-
-    @property
-    def identity(self) -> object:
-        """What a recording may take it for: of another shape, it drafts something else."""
-        return self, self.shape
-
-    @property
-    def size(self) -> int:
-        """Most nodes of a draft."""
-        return self.shape.size
-
-    @property
-    def fanout(self) -> int:
-        """Most children of a node."""
-        return self.shape.fanout
-
-    def begin(self, target: Verifier, seq: Sequences) -> None:
-        """Forget the last generation. Raises ValueError where the head does not fit the target."""
-        if target.model is None:
-            raise ValueError(
-                "the target's embedding and head are out of this drafter's reach: keep it in the target's process"
-            )
-        network = target.model.network
-        if self.model is None or not self.model.serves(network):
-            self.head.check(network)
-            self._taps, self.model = self.head.taps(network.depth), BlockModel(fitted(self.head, network), network)
-        self.shape.prepare(network.vocab_size, network.device)
-        self.model.begin(len(seq.tokens), seq.tokens.shape[1], int(seq.limits.max()), seq.static)
-
-    def draft(self, context: Context, noise: Noise) -> Draft:
-        """A chain or a tree for every row."""
-        if self.model is None:
-            raise RuntimeError("draft comes after begin")
-        self.model.see(context.advice)
-        return self.shape.draft(self.model, context, noise, self.model.vocab_size)
+    def made(self, target: Network) -> BlockModel:
+        """See ``StateDrafter``."""
+        return BlockModel(fitted(self.head, target), target)

@@ -5,7 +5,6 @@ B rows, S token slots, W tokens of one forward, N nodes, K tapped tokens, X hidd
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from drafters.fitting import same_target
+from drafters.state_drafter import StateHead, StateModel
 from specdec import tree
-from specdec.runtime import CachedModel
 from specdec.runtime.feed import Feed, Hanging
 from specdec.runtime.huggingface import Network
 from specdec.runtime.model import Scores
@@ -23,30 +22,8 @@ from specdec.runtime.readout import Glance
 from specdec.types import Advice, Tap
 
 
-class FeatureHead(Protocol):
+class FeatureHead(StateHead, Protocol):
     """A module that reads pairs: a token, and a feature of what lies before it."""
-
-    @property
-    def depth(self) -> int:
-        """Its layers."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """X."""
-        ...
-
-    def taps(self, depth: int) -> tuple[Tap, ...]:
-        """The states that it reads of a target with so many layers. Raises ValueError where it has too few."""
-        ...
-
-    def check(self, target: Network) -> None:
-        """Raises ValueError unless it was made for such a target."""
-        ...
-
-    def feature(self, states: Mapping[Tap, Tensor], target: Network) -> Tensor:
-        """The target's states [..., hidden] as one feature [..., X]."""
-        ...
 
     def read(
         self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Network, **attention: Any
@@ -93,7 +70,7 @@ class FeatureNetwork:
         return self.target.device
 
 
-class FeatureModel(CachedModel):
+class FeatureModel(StateModel):
     """A head with a cache and with the features that it read and made.
 
     Slot i of the cache holds the pair of token i + 1 and the feature of token i: the first token has none before
