@@ -26,7 +26,7 @@ from specdec.runtime.memory import Memory
 from specdec.runtime.readout import Glance
 from specdec.runtime.trunk import Trunk
 from specdec.sequences import Sequences
-from specdec.types import Advice, Context, Draft, Tap
+from specdec.types import Advice, Context, Draft, Tap, Want
 
 
 class AdapterDrafter(EarlyExitDrafter):
@@ -65,7 +65,7 @@ class AdapterDrafter(EarlyExitDrafter):
         self._fitted: tuple[Network, AdapterHead] | None = None
 
     @property
-    def wants(self) -> tuple[Tap, ...]:  # type: ignore[override]
+    def wants(self) -> tuple[Want, ...]:
         """The target's states behind the exit."""
         return (Tap(cast(int, self.exit_layer)),)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from drafters.checkpoint import FILES, fill, read, write
+from drafters.fitting import check_sizes
 from drafters.trainable import FrozenTarget
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_layers import AttentionLayer, Rotary, layer_config, rms_norm
@@ -89,14 +90,7 @@ class AdapterHead(nn.Module):
 
     def check(self, target: Network) -> None:
         """Raises ValueError unless it was made for such a target."""
-        for name, ours, theirs in (
-            ("hidden size", self.layer.self_attn.q_proj.in_features, target.head_weight.shape[1]),
-            ("vocabulary", self.vocab_size, target.vocab_size),
-        ):
-            if ours != theirs:
-                raise ValueError(
-                    f"the adapter was made for a target with a {name} of {ours}, but this one has {theirs}"
-                )
+        check_sizes(self.layer.self_attn.q_proj.in_features, self.vocab_size, target)
 
     def adapt(self, states_BWX: Tensor, positions_BW: Tensor, **attention: Any) -> Tensor:
         """[B, W, X]: what the target's LM head is to read, from states behind the exit's layer.

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 from drafters.checkpoint import FILES, fill, read, write
 from drafters.confidence import Confidence
 from drafters.feature_drafter import FeatureDrafter
+from drafters.fitting import check_sizes
 from drafters.static_tree import StaticTree
 from drafters.trainable import FrozenTarget
 from specdec.runtime.huggingface import Network
@@ -96,15 +97,7 @@ class EagleHead(nn.Module):
 
     def check(self, target: Network) -> None:
         """See ``FeatureHead``."""
-        theirs_V, theirs = target.head_weight.shape
-        for name, mine, other in (
-            ("hidden size", self.width, theirs),
-            ("vocabulary", self.config.vocab_size, theirs_V),
-        ):
-            if mine != other:
-                raise ValueError(
-                    f"the head was made for a target with a {name} of {mine}, but this one has {other}"
-                )
+        check_sizes(self.width, self.config.vocab_size, target)
 
     def feature(self, states: Mapping[Tap, Tensor], target: Network) -> Tensor:
         """See ``FeatureHead``."""

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from drafters import eagle3_layouts as layouts
 from drafters.checkpoint import FILES, Tensors, fill, read, write
+from drafters.fitting import check_sizes
 from drafters.trainable import FrozenTarget
 from drafters.unrolled import Read, unrolled
 from specdec.runtime.huggingface import Network
@@ -173,14 +174,7 @@ class Eagle3Head(nn.Module):
 
     def check(self, target: Network) -> None:
         """See ``FeatureHead``."""
-        for name, ours, theirs in (
-            ("hidden size", self.target_hidden, target.head_weight.shape[1]),
-            ("vocabulary", self.vocab_size, target.vocab_size),
-        ):
-            if ours != theirs:
-                raise ValueError(
-                    f"the head was made for a target with a {name} of {ours}, but this one has {theirs}"
-                )
+        check_sizes(self.target_hidden, self.vocab_size, target)
         if self.embed_tokens is None and self.width != target.head_weight.shape[1]:
             raise ValueError(
                 f"the head has a hidden size of {self.width} and no embedding of its own, but the target's is "

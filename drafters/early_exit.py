@@ -36,7 +36,6 @@ class EarlyExitDrafter:
             decoding begins) no such layer.
     """
 
-    wants: tuple[Want, ...] = ()
     static = True
 
     def __init__(
@@ -51,6 +50,11 @@ class EarlyExitDrafter:
         self.exit_layer, self.shape = exit_layer, Shape.asked(length, width, nodes, tree, confidence)
         self.model: CachedModel | None = None
         self._vocabulary = 0
+
+    @property
+    def wants(self) -> tuple[Want, ...]:
+        """No states of the target."""
+        return ()
 
     @property
     def identity(self) -> object:

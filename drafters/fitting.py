@@ -23,3 +23,13 @@ def fitted(head: Head, target: Network) -> Head:
 def same_target(one: Network, other: Network) -> bool:
     """Whether two networks share their weights and are as deep: a twin of a model has modules of its own."""
     return one.head_weight is other.head_weight and one.depth == other.depth
+
+
+def check_sizes(hidden: int, vocabulary: int | None, target: Network) -> None:
+    """Raises ValueError unless a head was made for such a target; None is a vocabulary that it borrows."""
+    for name, ours, theirs in (
+        ("hidden size", hidden, target.head_weight.shape[1]),
+        ("vocabulary", vocabulary, target.vocab_size),
+    ):
+        if ours not in (None, theirs):
+            raise ValueError(f"the head was made for a target with a {name} of {ours}, but this one has {theirs}")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from drafters.confidence import Confidence
-from drafters.fitting import fitted
+from drafters.fitting import check_sizes, fitted
 from drafters.heads import HeadModel, Heads
 from drafters.shape import Shape
 from drafters.static_tree import StaticTree
 from specdec.noise import Noise
 from specdec.protocols import Verifier
-from specdec.runtime.huggingface import Network
 from specdec.sequences import Sequences
 from specdec.types import Context, Draft, Tap
 
@@ -77,7 +76,7 @@ class HeadDrafter:
                 "the target's norm and head are out of this drafter's reach: draft in its own process"
             )
         network = target.model.network
-        check_target(self.heads, network)
+        check_sizes(self.heads.hidden, self.heads.vocabulary, network)
         if self._model is None or not self._model.serves(network):
             self._model = HeadModel(fitted(self.heads, network), network)
         self.shape.prepare(target.vocab_size, network.device)
@@ -90,14 +89,3 @@ class HeadDrafter:
             raise RuntimeError("draft comes after begin")
         self._model.follow(context.advice)
         return self._model.kept(self.shape.draft(self._model, context, noise, self._vocabulary))
-
-
-def check_target(heads: Heads, target: Network) -> None:
-    """Raises ValueError unless heads fit a target."""
-    vocabulary, hidden = target.head_weight.shape
-    if heads.hidden != hidden:
-        raise ValueError(f"these heads are for a hidden size of {heads.hidden}, but the target's is {hidden}")
-    if heads.vocabulary not in (None, vocabulary):
-        raise ValueError(
-            f"these heads are for a vocabulary of {heads.vocabulary}, but the target's is {vocabulary}"
-        )

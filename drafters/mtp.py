@@ -16,6 +16,7 @@ from drafters.checkpoint import FILES, Tensors, config_of, fill, read, write
 from drafters.confidence import Confidence
 from drafters.feature import FeatureHead
 from drafters.feature_drafter import FeatureDrafter
+from drafters.fitting import check_sizes
 from drafters.mtp_layouts import QWEN, Layout, layout_of
 from drafters.static_tree import StaticTree
 from specdec.protocols import Verifier
@@ -158,14 +159,7 @@ class MTPHead(nn.Module):
 
     def check(self, target: Network) -> None:
         """See ``FeatureHead``."""
-        for name, ours, theirs in (
-            ("hidden size", self.width, target.head_weight.shape[1]),
-            ("vocabulary", self.vocab_size, target.vocab_size),
-        ):
-            if ours != theirs:
-                raise ValueError(
-                    f"the MTP module is of a target with a {name} of {ours}, but this one has {theirs}"
-                )
+        check_sizes(self.width, self.vocab_size, target)
 
     def feature(self, states: Mapping[Tap, Tensor], target: Network) -> Tensor:
         """The last state behind the target's final norm: what its LM head reads too."""

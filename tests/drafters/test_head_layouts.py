@@ -180,10 +180,10 @@ def test_a_wrong_shape_is_named(name: str, wrong: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "told"),
     [
-        (medusa(16, V), "hidden size of 16, but the target's is 32"),
-        (medusa(X, 99), "vocabulary of 99, but the target's is 128"),
-        (hydra(16, V), "hidden size of 16, but the target's is 32"),
-        (redrafter(X, 99, 24), "vocabulary of 99, but the target's is 128"),
+        (medusa(16, V), "hidden size of 16, but this one has 32"),
+        (medusa(X, 99), "vocabulary of 99, but this one has 128"),
+        (hydra(16, V), "hidden size of 16, but this one has 32"),
+        (redrafter(X, 99, 24), "vocabulary of 99, but this one has 128"),
     ],
 )
 def test_heads_of_another_target_are_refused(made: dict[str, tuple[int, ...]], told: str, tmp_path: Path) -> None:
