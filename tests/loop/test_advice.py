@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from families import FAMILIES, random_prompt
-from test_replay import replaying
+from recorded import replaying
 
 import specdec
 from drafters import LookaheadDrafter, ModelDrafter, NgramDrafter, NullDrafter, RecyclingDrafter

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from families import FAMILIES
-from test_replay import DRAFTERS, ROWS, RULES, replaying
+from recorded import DRAFTERS, ROWS, RULES, replaying
 
 import specdec
 from drafters import ModelDrafter, NgramDrafter

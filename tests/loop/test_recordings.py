@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from test_replay import Operations
+from recorded import Operations
 
 import specdec
 from drafters import EarlyExitDrafter, ModelDrafter, NullDrafter

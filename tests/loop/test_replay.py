@@ -1,4 +1,4 @@
-"""Recorded rounds give the tokens of direct ones. Without a GPU a recording is a list of tensor operations."""
+"""Recorded rounds give the tokens of direct ones."""
 
 from __future__ import annotations
 
@@ -9,146 +9,18 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from families import FAMILIES
-from torch.fx.experimental.proxy_tensor import make_fx
+from recorded import DRAFTERS, HEADS, KINDS, ROWS, RULES, compared, replaying
 
 import specdec
 from drafters import (
-    AdapterDrafter,
-    DFlashDrafter,
-    Eagle3Drafter,
-    EarlyExitDrafter,
-    HydraDrafter,
-    MedusaDrafter,
     ModelDrafter,
-    MTPDrafter,
     NgramDrafter,
     NullDrafter,
-    ReDrafter,
-    StreamDrafter,
-    SuffixDrafter,
 )
-from drafters.adapter_head import AdapterHead
-from drafters.dflash import DFlashHead
-from drafters.eagle3_head import Eagle3Head
-from drafters.hydra import HydraHeads
-from drafters.medusa import MedusaHeads
-from drafters.mtp import MTPHead
-from drafters.redrafter import RecurrentHead
-from drafters.stream_head import StreamHead
-from drafters.streaming import StreamingDrafter, Successors
-from specdec import Block, Coupled, Match, Ratio, Sampling
-from specdec.channel import Simulated, Thread
-from specdec.forecast import DraftTopK
-from specdec.planner import Costs, Curve
-from specdec.runtime import load
+from specdec import Ratio, Sampling
 from specdec.runtime.held import Held, flatten, rebuild
-from specdec.runtime.replay import Recording, Replay, fill
+from specdec.runtime.replay import Replay
 from verifiers import FullVerifier
-
-ROWS = [[[1, 2, 3, 1, 2], [9], [4] * 11], [[5, 6], [7, 8, 9], [1] * 4]]
-WARM = Sampling(temperature=1.0)
-KINDS = ["llama", "gemma3-hybrid"]
-RULES = [(Sampling(), Ratio()), (WARM, Ratio()), (WARM, Block()), (WARM, Match()), (WARM, Coupled())]
-
-
-def network(model):
-    return load(model).model.network
-
-
-STREAMS = Successors.of(torch.arange(128).roll(5), 3, "cpu")
-DRAFTERS = {
-    "plain": lambda model: NullDrafter(),
-    "ngram": lambda model: NgramDrafter(length=4),
-    "suffix": lambda model: SuffixDrafter(),
-    "chain": lambda model: ModelDrafter(model, length=4),
-    "streaming": lambda model: StreamingDrafter(load(model).model, STREAMS, length=4),
-    "tree": lambda model: ModelDrafter(model, length=3, width=2, nodes=5),
-    "static tree": lambda model: ModelDrafter(model, tree=[[0], [2], [0, 0], [0, 1], [2, 0], [0, 1, 0]]),
-    "confident chain": lambda model: ModelDrafter(model, length=4, confidence=0.1),
-    "early exit": lambda model: EarlyExitDrafter(exit_layer=1, length=3),
-    "early exit tree": lambda model: EarlyExitDrafter(exit_layer=1, length=2, width=2),
-}
-# Drafters that read states of the target.
-HEADS = {
-    "eagle 3": lambda model: Eagle3Drafter(eagle3(model), length=3),
-    "eagle 3 tree": lambda model: Eagle3Drafter(eagle3(model), length=3, width=2, nodes=5),
-    "streams": lambda model: StreamDrafter(StreamHead.on(eagle3(model), 2), length=6, steps=3),
-    "adapter": lambda model: AdapterDrafter(adapter(model), length=3),
-    "adapter tree": lambda model: AdapterDrafter(adapter(model), length=3, width=2, nodes=5),
-    "mtp": lambda model: MTPDrafter(mtp(model), length=3),
-    "dflash": lambda model: DFlashDrafter(dflash(model)),
-    "dflash tree": lambda model: DFlashDrafter(dflash(model), length=3, width=2, nodes=5),
-    "medusa": lambda model: MedusaDrafter(MedusaHeads.fresh(network(model), heads=3)),
-    "medusa tree": lambda model: MedusaDrafter(MedusaHeads.fresh(network(model), shared_head=True), 3, 2, 5),
-    "hydra": lambda model: HydraDrafter(HydraHeads.fresh(network(model), heads=3)),
-    "redrafter beams": lambda model: ReDrafter(RecurrentHead.fresh(network(model)), 3, 2, 5),
-}
-
-
-def sizes(model):
-    """Of a draft head, whose weights are to be random."""
-    torch.manual_seed(3)
-    vocabulary = model.config.vocab_size
-    return {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": vocabulary}
-
-
-def eagle3(model):
-    return Eagle3Head(sizes(model), 32, layers=(1, 2, 3))
-
-
-def adapter(model):
-    return AdapterHead({**sizes(model), "exit_layer": 1})
-
-
-def mtp(model):
-    return MTPHead(sizes(model))
-
-
-def dflash(model):
-    chosen = {"mask_token_id": 0, "target_layer_ids": [0, 2]}
-    return DFlashHead({**sizes(model), "num_hidden_layers": 2, "block_size": 5, "dflash_config": chosen})
-
-
-COSTS = Costs(target=Curve.flat("target", 5.0, 9), drafter=Curve.flat("drafter", 1.0, 9))
-
-
-class Operations(Recording):
-    """Stands in for a CUDA graph: as there, no Python runs when it is played again, and every number that Python
-    read while it was recorded stays what it was."""
-
-    def __init__(self, part, shape, leaves):
-        self._inputs = [leaf.clone() for leaf in leaves]
-        self._result_shape = None
-
-        def run(*inputs):
-            out = []
-            self._result_shape = flatten(part(*rebuild(shape, iter(inputs))), out)
-            return out
-
-        self._operations = make_fx(run)(*self._inputs)
-
-    def __call__(self, leaves):
-        fill(self._inputs, leaves)
-        return rebuild(self._result_shape, iter(self._operations(*self._inputs)))
-
-
-def replaying(model, made):
-    def record(*what):
-        made.append(what)
-        return Operations(*what)
-
-    verifier = FullVerifier(model)
-    verifier.replay = Replay(record)
-    return verifier
-
-
-def widen(verifier, width):
-    """Give a verifier a width as if our attention ran here."""
-    verifier.model.network.brief = True
-    try:
-        verifier.width = width
-    finally:
-        verifier.model.network.brief = False
 
 
 @pytest.mark.parametrize(
@@ -178,22 +50,6 @@ def test_states_of_other_numbers_of_rows_are_told_apart():
     batches = [ROWS[0], ROWS[1][:1], ROWS[1]]
     made = compared(FAMILIES["llama"](), HEADS["medusa"], batches, Sampling(), Ratio())
     assert len(made) == 6, "the target's cache moves with the number of rows: both parts are recorded anew"
-
-
-def compared(model, make, batches, sampling, rule):
-    """Play batches of rows directly and from recordings; what was recorded."""
-    made = []
-    verifier, drafter = replaying(model, made), make(model)
-    options = {"max_new_tokens": 30, "sampling": sampling, "acceptance": rule}
-    for seed, rows in enumerate(batches):  # later generations play what the first has recorded
-        expected = specdec.generate(FullVerifier(model), make(model), rows, seed=seed, **options)
-        result = specdec.generate(verifier, drafter, rows, seed=seed, **options)
-        assert torch.equal(result.tokens, expected.tokens)
-        assert not result.metrics.faults
-        assert [(e.row, e.accepted, e.committed) for e in result.trace.rounds] == [
-            (e.row, e.accepted, e.committed) for e in expected.trace.rounds
-        ]
-    return made
 
 
 def test_another_prompt_length_and_a_longer_row_cost_no_token(tiny_llama):
@@ -245,20 +101,6 @@ def test_end_tokens_stop_a_row_though_the_host_hears_of_it_late(tiny_llama):
     assert result.row() == expected.row() == heard
 
 
-@pytest.mark.parametrize("drafter", [NullDrafter(), NgramDrafter(length=3)], ids=lambda part: type(part).__name__)
-def test_a_fixed_width_pads_every_draft(tiny_llama, drafter):
-    expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), [1, 2], max_new_tokens=20)
-    verifier, widths = replaying(tiny_llama, []), []
-    widen(verifier, 6)
-    noting = tiny_llama.register_forward_pre_hook(
-        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
-    )
-    with noting:
-        assert specdec.generate(verifier, drafter, [1, 2], max_new_tokens=20).row() == expected.row()
-    first, *others = widths
-    assert first == 2 and set(others) == {6}, "the prompt as it is, then one token and padding"
-
-
 @pytest.mark.parametrize("name", [*DRAFTERS, *HEADS])
 def test_no_draft_is_larger_than_its_drafter_says(tiny_llama, name):
     drafter, sizes = {**DRAFTERS, **HEADS}[name](tiny_llama), []
@@ -272,24 +114,6 @@ def test_no_draft_is_larger_than_its_drafter_says(tiny_llama, name):
     specdec.generate(FullVerifier(tiny_llama), drafter, [1, 2] * 12, max_new_tokens=40)
     assert max(sizes) <= drafter.size
     assert max(sizes) == drafter.size or not drafter.static
-
-
-def test_a_width_needs_replayed_rounds(tiny_llama):
-    with pytest.raises(ValueError, match="needs runtime=graphed"):
-        FullVerifier(tiny_llama, width=6)
-    verifier = replaying(tiny_llama, [])
-    with pytest.raises(ValueError, match="at least 1"):
-        widen(verifier, 0)
-
-
-def test_a_width_needs_our_attention(tiny_llama):
-    verifier = replaying(tiny_llama, [])
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM in float32 runs with PyTorch's"):
-        verifier.width = 6
-    assert verifier.width is None
-    verifier.width = None
-    widen(verifier, 6)
-    assert verifier.width == 6
 
 
 def refuse(*what):
@@ -390,27 +214,6 @@ def test_a_drafter_may_be_unhashable_and_its_model_may_be_anything(tiny_llama):
     result = specdec.generate(replaying(tiny_llama, []), Odd(), [1, 2], max_new_tokens=20)
     expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), [1, 2], max_new_tokens=20)
     assert result.row() == expected.row() and not result.metrics.faults
-
-
-def test_a_width_that_drafts_do_not_fit_is_refused(tiny_llama):
-    verifier = replaying(tiny_llama, [])
-    widen(verifier, 4)
-    with pytest.raises(ValueError, match="width is 4, but drafts have up to 6 tokens: it must be 7"):
-        specdec.generate(verifier, NgramDrafter(length=6), [1, 2], max_new_tokens=20)
-
-
-@pytest.mark.parametrize(
-    ("channel", "forecast"),
-    [(Thread(), DraftTopK(1)), (Simulated(COSTS), DraftTopK(1)), (Simulated(COSTS), None)],
-    ids=["thread", "simulated", "simulated in turns"],
-)
-def test_a_width_is_refused_where_rounds_are_not_replayed(tiny_llama, channel, forecast):
-    verifier, drafter = replaying(tiny_llama, []), ModelDrafter(tiny_llama, length=3)
-    options = {"max_new_tokens": 20, "channel": channel, "forecast": forecast}
-    assert specdec.generate(verifier, drafter, [1, 2], **options).lengths.tolist() == [20]
-    widen(verifier, 6)
-    with pytest.raises(ValueError, match="width of 6 is kept by replayed rounds only"):
-        specdec.generate(verifier, drafter, [1, 2], **options)
 
 
 def test_a_draft_model_that_failed_looks_at_the_rows_again(tiny_llama):
