@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import random
 import sysconfig
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from experiments import data
@@ -24,6 +27,7 @@ LIBRARY = (
     *("*.py", "asyncio/*.py", "collections/*.py", "concurrent/**/*.py", "email/*.py", "http/*.py", "json/*.py"),
     *("logging/*.py", "multiprocessing/*.py", "pydoc_data/topics.py", "unittest/*.py", "urllib/*.py"),
 )
+OPENING = 2  # of the tasks below, the one whose text is the beginning of a function
 TASKS = (
     None,  # to continue
     "Explain in plain words what this text from a Python module does:\n\n{}",
@@ -46,12 +50,32 @@ def library(count: int, seed: int) -> list[Prompt]:
     """Chunks of Python's standard library, some to be continued as they stand, some with a task."""
     folder, rng = Path(sysconfig.get_path("stdlib")), random.Random(seed)
     files = sorted(file for pattern in LIBRARY for file in folder.glob(pattern))
-    chunks = [chunk(rng.choice(files).read_text(encoding="utf-8", errors="replace"), rng) for _ in range(count)]
+    chunks = [part(rng.choice(files), index % len(TASKS) == OPENING, rng) for index in range(count)]
     said = [(text, TASKS[index % len(TASKS)]) for index, text in enumerate(chunks) if text.strip()]
     return [
         Prompt(f"library/{index}", "code", (text if task is None else task.format(text),), chat=task is not None)
         for index, (text, task) in enumerate(said)
     ]
+
+
+def part(file: Path, opening: bool, rng: random.Random) -> str:
+    """Some of a file: where it is asked for and there is one, a function's signature and docstring."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    found = openings(file) if opening else ()
+    return rng.choice(found) if found else chunk(text, rng)
+
+
+@cache
+def openings(file: Path) -> tuple[str, ...]:
+    """Signature and docstring of every function of a file that has both, as a programmer has them before the rest."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    lines = text.splitlines(keepends=True)
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    return tuple(
+        textwrap.dedent("".join(lines[node.lineno - 1 : node.body[0].end_lineno]))
+        for node in functions
+        if ast.get_docstring(node) and len(node.body) > 1
+    )
 
 
 def chunk(text: str, rng: random.Random) -> str:
@@ -62,12 +86,12 @@ def chunk(text: str, rng: random.Random) -> str:
 
 
 def own(seed: int) -> list[Prompt]:
-    """The project's own prompts to learn from: varied ones, and every task of a grid on every topic.
+    """The project's own prompts to learn from: varied ones, and of each grid every task on every topic.
 
     None of them is among those that results are measured on.
     """
-    grid = json.loads(GRID.read_text(encoding="utf-8"))
-    pairs = [(task, topic) for task in grid["tasks"] for topic in grid["topics"]]
+    grids = json.loads(GRID.read_text(encoding="utf-8"))
+    pairs = [(task, topic) for grid in grids for task in grid["tasks"] for topic in grid["topics"]]
     said = [Prompt(f"grid/{n}", "grid", (task.format(topic),)) for n, (task, topic) in enumerate(pairs, start=1)]
     prompts = [*data.jsonl(VARIED), *said]
     random.Random(seed).shuffle(prompts)
