@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,9 +66,8 @@ class Check:
     def __call__(self, trainer: Trainer) -> Found:
         """Check the head as it is now."""
         with trainer.aside():
-            # As it is used later: in the target's type, and without what helps only to learn.
-            head = copy.deepcopy(trainer.head).to(self.verifier.model.network.dtype).eval()
-            result = specdec.generate(self.verifier, self.drafter(head), list(self.prompts), self.new_tokens)
+            drafter = self.drafter(trainer.usable)
+            result = specdec.generate(self.verifier, drafter, list(self.prompts), self.new_tokens)
         found = result.metrics
         if found.faults:
             log.warning("the drafter made mistakes in a check: %s", found.faults)

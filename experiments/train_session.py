@@ -168,9 +168,9 @@ class Session:
         self.accelerator.end_training()
 
     def write(self, path: Path, origin: Mapping[str, Any]) -> None:
-        """The head, its model card and where it comes from, into a folder."""
+        """The head as it was checked, its model card and where it comes from, into a folder."""
         assert self.found is not None
-        checked(self.trainer.head).save(path)
+        checked(self.trainer.usable).save(path)
         text = card(self.found, self.data, resolved(self.config), origin)
         (path / "README.md").write_text(text, encoding="utf-8")
         write_json(path / "provenance.json", {**origin, **self.found.as_dict(), "data": self.data})

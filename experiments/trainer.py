@@ -5,6 +5,7 @@ B rows, S token slots.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -88,6 +89,11 @@ class Trainer:
         optimiser = torch.optim.AdamW(self.weights, recipe.rate, recipe.betas, weight_decay=recipe.weight_decay)
         self._losses = Losses(head, FrozenTarget(model.network))
         self.model, self.optimiser = accelerator.prepare(self._losses, optimiser)
+
+    @property
+    def usable(self) -> nn.Module:
+        """A copy as it is used later: in the target's type, and without what helps only to learn."""
+        return copy.deepcopy(self.head).to(self.target.network.dtype).eval()
 
     @property
     def rate(self) -> float:
