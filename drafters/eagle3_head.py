@@ -6,19 +6,17 @@ B rows, W tokens of one forward, X hidden size of the head, D draft vocabulary, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from drafters import eagle3_layouts as layouts
 from drafters.checkpoint import FILES, Tensors, fill, read, write
 from drafters.fitting import check_sizes
 from drafters.trainable import FrozenTarget
-from drafters.unrolled import Read, unrolled
+from drafters.unrolled import Read, at, begun, laws, mean_loss, places, unrolled
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_layers import PairLayer, Rotary, layer_config, rms_norm
 from specdec.types import Tap
@@ -190,9 +188,12 @@ class Eagle3Head(nn.Module):
         self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Network, **attention: Any
     ) -> Tensor:
         """See ``FeatureHead``."""
-        embedding = target.embed if self.embed_tokens is None else self.embed_tokens
-        embedded_BWX = embedding(tokens_BW).to(features_BWX.dtype)
+        embedded_BWX = self.embedded(tokens_BW, target).to(features_BWX.dtype)
         return self.midlayer(embedded_BWX, features_BWX, self.rotary(features_BWX, positions_BW), **attention)
+
+    def embedded(self, tokens_BW: Tensor, target: Network) -> Tensor:
+        """[B, W, X] by its own embedding or the target's."""
+        return target.embed(tokens_BW) if self.embed_tokens is None else self.embed_tokens(tokens_BW)
 
     def logits(self, own_BWX: Tensor, target: Network) -> Tensor:
         """See ``FeatureHead``."""
@@ -210,27 +211,27 @@ class Eagle3Head(nn.Module):
         Takes the arguments of ``Trainable.losses``.
         """
         # Pair t is that of token t + 1, and says the token behind it: the target's law of place t + 1.
-        counts_BT = wanted_BS[:, 1:]
-        law_PD, known_P = laws(target, states[Tap(target.depth)][:, 1:][counts_BT], self.ids)
-        read: Read = partial(self.read, tokens_BS[:, 1:], target=target)
+        place_P = places(wanted_BS[:, 1:])
+        law_PD, known_P = laws(target, at(states[Tap(target.depth)][:, 1:], place_P), self.ids)
         feature_BTX = self.feature({tap: state[:, :-1] for tap, state in states.items()}, target)
         losses = {}
-        for step, own_BTX in enumerate(unrolled(read, feature_BTX, STEPS)):
-            taught_P = begun(wanted_BS[:, :-1], step)[counts_BT] & known_P
-            said_PD = self.lm_head(self.norm(own_BTX[counts_BT][taught_P])).float()
-            loss = cross_entropy(said_PD, law_PD[taught_P], reduction="sum") / taught_P.sum().clamp(min=1)
-            losses[f"step {step + 1}"] = DECAY**step * loss
+        for step, own_BTX in enumerate(unrolled(self.reading(tokens_BS[:, 1:], target), feature_BTX, STEPS)):
+            taught_P = at(begun(wanted_BS[:, :-1], step), place_P) & known_P
+            losses[f"step {step + 1}"] = DECAY**step * mean_loss(
+                self._said(at(own_BTX, place_P)), law_PD, taught_P
+            )
         return losses
 
+    def reading(self, tokens_BW: Tensor, target: Network) -> Read:
+        """``read`` over the same tokens again and again: what is of the tokens alone is worked out once."""
+        embedded_BWX = self.embedded(tokens_BW, target)
 
-@torch.no_grad()
-def laws(target: Network, state_PX: Tensor, ids_D: Tensor) -> tuple[Tensor, Tensor]:
-    """[P, D] the target's laws within a draft vocabulary, and bool [P]: whether its likeliest token is there."""
-    logits_PV = target.read_out(state_PX[:, None])[:, 0].float()
-    return logits_PV[:, ids_D].softmax(-1), torch.isin(logits_PV.argmax(-1), ids_D)
+        def read(features_BWX: Tensor, positions_BW: Tensor, **attention: Any) -> Tensor:
+            angles = self.rotary(features_BWX, positions_BW)
+            return self.midlayer(embedded_BWX.to(features_BWX.dtype), features_BWX, angles, **attention)
 
+        return read
 
-def begun(wanted_BT: Tensor, step: int) -> Tensor:
-    """bool [B, T]: whether what stands at a place in this step began at a place that is wanted."""
-    none_BT = torch.zeros_like(wanted_BT[:, :step])
-    return torch.cat([none_BT, wanted_BT[:, : wanted_BT.shape[1] - step]], 1)
+    def _said(self, own_PX: Tensor) -> Tensor:
+        """float32 [P, D]."""
+        return self.lm_head(self.norm(own_PX)).float()

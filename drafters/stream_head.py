@@ -7,18 +7,17 @@ F = E + 1 of them and the main one, X hidden size of the head, D draft vocabular
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 
 from drafters.checkpoint import FILES, Tensors, read
-from drafters.eagle3_head import DECAY, STEPS, Eagle3Head, begun, laws
+from drafters.eagle3_head import DECAY, STEPS, Eagle3Head
 from drafters.trainable import FrozenTarget
-from drafters.unrolled import Past, Read, seen_by
+from drafters.unrolled import Past, Read, at, begun, laws, mean_loss, places, seen_by
 from specdec.runtime.huggingface import Network
 from specdec.types import Tap
 
@@ -126,38 +125,33 @@ class StreamHead(Eagle3Head):
         A stream's is the cross-entropy of the tokens that followed, times 0.1, over all steps with their weights.
         Takes the arguments of ``drafters.trainable.Trainable.losses``.
         """
-        counts_BT = wanted_BS[:, 1:]
-        law_PD, known_P = laws(target, states[Tap(target.depth)][:, 1:][counts_BT], self.ids)
+        place_P = places(wanted_BS[:, 1:])
+        law_PD, known_P = laws(target, at(states[Tap(target.depth)][:, 1:], place_P), self.ids)
         feature_BTX = self.feature({tap: state[:, :-1] for tap, state in states.items()}, target)
-        pairs: Read = partial(self.read, tokens_BS[:, 1:].repeat(1, 1 + self.count), target=target)
+        pairs = self.reading(tokens_BS[:, 1:].repeat(1, 1 + self.count), target)
         losses: dict[str, Tensor] = {}
-        lessons = [self._lesson(tokens_BS, wanted_BS, stream) for stream in range(1, 1 + self.count)]
+        lessons = [self._lesson(tokens_BS, wanted_BS, place_P, stream) for stream in range(1, 1 + self.count)]
         ahead = {f"stream {stream}": feature_BTX.new_zeros(()) for stream in range(1, 1 + self.count)}
         for step, own_BFTX in enumerate(unrolled_streams(pairs, feature_BTX, self.streams.weight, STEPS)):
-            here_BT = begun(wanted_BS[:, :-1], step)
-            taught_P = here_BT[counts_BT] & known_P
-            said_PD = self._said(own_BFTX[:, 0][counts_BT][taught_P])
-            losses[f"step {step + 1}"] = DECAY**step * _mean(said_PD, law_PD[taught_P])
-            for stream, (name, (known_BT, label_BT)) in enumerate(zip(ahead, lessons, strict=True), 1):
-                taught_BT = here_BT & known_BT
-                ahead[name] = ahead[name] + STREAM * DECAY**step * _mean(
-                    self._said(own_BFTX[:, stream][taught_BT]), label_BT[taught_BT]
-                )
+            here_P, weight = at(begun(wanted_BS[:, :-1], step), place_P), DECAY**step
+            said_PD = self._said(at(own_BFTX[:, 0], place_P))
+            losses[f"step {step + 1}"] = weight * mean_loss(said_PD, law_PD, here_P & known_P)
+            for stream, (name, (taught_P, label_P)) in enumerate(zip(ahead, lessons, strict=True), 1):
+                said_PD = self._said(at(own_BFTX[:, stream], place_P))
+                ahead[name] = ahead[name] + STREAM * weight * mean_loss(said_PD, label_P, here_P & taught_P)
         return losses | ahead
 
-    def _lesson(self, tokens_BS: Tensor, wanted_BS: Tensor, stream: int) -> tuple[Tensor, Tensor]:
-        """bool [B, T]: whether a stream learns at a pair if the draft began where it should; and int64 [B, T], the
-        token in the draft vocabulary. Pair t is that of token t + 1: the stream says token t + 2 + j."""
+    def _lesson(self, tokens_BS: Tensor, wanted_BS: Tensor, place_P: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+        """bool [P]: whether a stream learns at a pair if the draft began where it should; and int64 [P], the token
+        in the draft vocabulary. Pair t is that of token t + 1: the stream says token t + 2 + j."""
         place_V = torch.full((self.vocab_size,), -1, device=tokens_BS.device)
         place_V[self.ids] = torch.arange(len(self.ids), device=tokens_BS.device)
         wanted_BT = pad(wanted_BS[:, :-1], (0, stream + 1))[:, 1 + stream : tokens_BS.shape[1] + stream]
         label_BT = pad(place_V[tokens_BS], (0, stream + 1), value=-1)[
             :, 2 + stream : 1 + stream + tokens_BS.shape[1]
         ]
-        return wanted_BT & (label_BT >= 0), label_BT
-
-    def _said(self, own_PX: Tensor) -> Tensor:
-        return self.lm_head(self.norm(own_PX)).float()
+        label_P = at(label_BT, place_P)
+        return at(wanted_BT, place_P) & (label_P >= 0), label_P.clamp(min=0)
 
 
 def unrolled_streams(read: Read, features_BTX: Tensor, streams_EX: Tensor, steps: int) -> Iterator[Tensor]:
@@ -203,8 +197,3 @@ def streams_see(step: int, size: int, streams: int, device: torch.device) -> Ten
     upto_FE = torch.ones(1 + streams, streams, dtype=torch.bool, device=device).tril(-1)
     beside = torch.kron(upto_FE, torch.eye(size, dtype=torch.bool, device=device))
     return torch.cat([pairs, beside], 1)[None, None]
-
-
-def _mean(said_PD: Tensor, wanted: Tensor) -> Tensor:
-    """Cross-entropy; 0 where there is no place."""
-    return cross_entropy(said_PD, wanted, reduction="sum") / max(1, len(said_PD))

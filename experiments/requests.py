@@ -27,12 +27,16 @@ LIBRARY = (
     *("*.py", "asyncio/*.py", "collections/*.py", "concurrent/**/*.py", "email/*.py", "http/*.py", "json/*.py"),
     *("logging/*.py", "multiprocessing/*.py", "pydoc_data/topics.py", "unittest/*.py", "urllib/*.py"),
 )
-OPENING = 2  # of the tasks below, the one whose text is the beginning of a function
+# What is asked about code, in turns; None has it continued as it stands. Every other time it is the beginning of a
+# function, else lines from anywhere.
 TASKS = (
-    None,  # to continue
+    None,
+    None,
+    None,
     "Explain in plain words what this text from a Python module does:\n\n{}",
     None,
     "Summarize:\n\n{}",
+    None,
     "Rewrite this, shorter and with other names:\n\n{}",
 )
 
@@ -50,7 +54,7 @@ def library(count: int, seed: int) -> list[Prompt]:
     """Chunks of Python's standard library, some to be continued as they stand, some with a task."""
     folder, rng = Path(sysconfig.get_path("stdlib")), random.Random(seed)
     files = sorted(file for pattern in LIBRARY for file in folder.glob(pattern))
-    chunks = [part(rng.choice(files), index % len(TASKS) == OPENING, rng) for index in range(count)]
+    chunks = [part(rng.choice(files), index % 2 == 0, rng) for index in range(count)]
     said = [(text, TASKS[index % len(TASKS)]) for index, text in enumerate(chunks) if text.strip()]
     return [
         Prompt(f"library/{index}", "code", (text if task is None else task.format(text),), chat=task is not None)
@@ -67,7 +71,7 @@ def part(file: Path, opening: bool, rng: random.Random) -> str:
 
 @cache
 def openings(file: Path) -> tuple[str, ...]:
-    """Signature and docstring of every function of a file that has both, as a programmer has them before the rest."""
+    """Signature and docstring of every function of a file that has both, to be completed."""
     text = file.read_text(encoding="utf-8", errors="replace")
     lines = text.splitlines(keepends=True)
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]

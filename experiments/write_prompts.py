@@ -1,8 +1,8 @@
 """Prompts that a target writes itself, so that heads learn from much: ``python -m experiments.write_prompts``.
 
-Three files for ``specdec-train prompts=[…]``. ``turns.jsonl``: behind the opening of a user's turn a model that was
-taught to chat goes on with what a user would say (Magpie, Xu et al., arXiv 2406.08464). ``passages.jsonl``: texts
-that it wrote on topics, to be summarised or asked about. ``own.jsonl``: the project's own prompts, as they are.
+Two files for ``specdec-train prompts=[…]``. ``turns.jsonl``: behind the opening of a user's turn a model that was
+taught to chat goes on with what a user would say (Magpie, Xu et al., arXiv 2406.08464). ``tasks.jsonl``: texts
+that it wrote on topics, to be summarised or asked about, and the project's own prompts.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ JOINED = "\n"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the files."""
     options = parsed(arguments)
-    verifier = FullVerifier(options.target, dtype=options.dtype, device=options.device, runtime="eager")
+    verifier = FullVerifier(options.target, dtype=options.dtype, device=options.device)
     options.out.mkdir(parents=True, exist_ok=True)
+    further = tasks(passages(verifier, options), options.passages, options.seed)
     said = {
         "turns": turns(verifier, options.turns, options.turn_tokens, options.rows, options.seed),
-        "passages": tasks(passages(verifier, options), options.passages, options.seed),
-        "own": own(options.seed),
+        "tasks": [*further, *own(options.seed)],
     }
     for name, prompts in said.items():
         count = keep(options.out / f"{name}.jsonl", prompts)
@@ -64,7 +64,7 @@ def turns(verifier: FullVerifier, count: int, most: int, rows: int, seed: int) -
     """What the target says in a user's place, as far as it comes to an end; each once.
 
     Raises:
-        ValueError: the target has no chat template, or one that says no more than the user does.
+        ValueError: the target has no chat template, or one that says no more than the user does; or no turn ended.
     """
     opening, seen = encode(before_user(verifier.tokenizer), verifier.tokenizer)[0][0], set()
     for texts in replies(verifier, [opening] * count, most, rows, Sampling(temperature=1.0), seed):
@@ -73,6 +73,8 @@ def turns(verifier: FullVerifier, count: int, most: int, rows: int, seed: int) -
             if text.tokens[-1] in verifier.end_tokens and len(said.split()) >= WORDS and said not in seen:
                 seen.add(said)
                 yield Prompt(f"turns/{len(seen)}", "turns", (said,))
+    if not seen:
+        raise ValueError(f"none of {count} turns ended within {most} tokens: raise --turns or --turn-tokens")
 
 
 def before_user(tokenizer: Any) -> str:

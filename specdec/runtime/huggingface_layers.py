@@ -215,6 +215,14 @@ class Rotary(LlamaRotaryEmbedding):
         return self
 
 
+class RootMeanSquareNorm(nn.RMSNorm):
+    """PyTorch's own, one kernel where transformers' takes six; computes in the type of its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden] to the same."""
+        return super().forward(x.to(self.weight.dtype))
+
+
 def rms_norm(config: LlamaConfig) -> nn.Module:
     """A norm of the layers' kind."""
-    return LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+    return RootMeanSquareNorm(config.hidden_size, eps=config.rms_norm_eps)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from families import LAYERS, llama
 from torch import Tensor
 
 from experiments.exit_data import collect
-from experiments.requests import library, requests
+from experiments.requests import library, openings, requests
 from experiments.train_exits import distilled, main, started
 from experiments.writing import Writing
 from specdec.runtime import load
@@ -116,6 +118,18 @@ def test_code_comes_from_the_standard_library_and_depends_on_the_seed_alone() ->
     assert texts[0] == texts[1] != texts[2]
     assert {prompt.chat for prompt in library(20, 1)} == {True, False}
     assert any("def " in text or "import " in text for text in texts[0])
+
+
+def test_functions_to_complete_end_with_their_docstring() -> None:
+    file = Path(sysconfig.get_path("stdlib")) / "textwrap.py"
+    found = openings(file)
+    assert len(found) > 5
+    for text in found:
+        (function,) = ast.parse(text).body
+        assert isinstance(function, ast.FunctionDef)
+        assert ast.get_docstring(function) and len(function.body) == 1
+    said = [prompt.turns[0] for prompt in library(40, 1) if not prompt.chat]
+    assert 0.5 < sum(text.startswith("def ") for text in said) / len(said) < 1
 
 
 def test_the_pool_holds_every_tap_of_both_sides(tiny_model_dir: Path, prompts: Path) -> None:
