@@ -13,23 +13,8 @@ from experiments.write_prompts import before_user, main, tasks
 from verifiers import FullVerifier
 
 SIZES = shlex.split(
-    "--turns 96 --turn-tokens 24 --passages 6 --passage-tokens 8 --rows 32 --dtype float32 --device cpu"
+    "--turns 512 --turn-tokens 96 --passages 6 --passage-tokens 8 --rows 256 --dtype float32 --device cpu"
 )
-    "--turns",
-    "24",
-    "--turn-tokens",
-    "12",
-    "--passages",
-    "6",
-    "--passage-tokens",
-    "8",
-    "--rows",
-    "8",
-    "--dtype",
-    "float32",
-    "--device",
-    "cpu",
-]
 
 
 def test_files_are_prompts_and_come_again(tiny_model_dir: Path, tmp_path: Path) -> None:
