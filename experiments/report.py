@@ -13,7 +13,7 @@ from rich.text import Text
 from experiments.ahead import Ahead
 from experiments.arms import PLAIN, Decoding
 from experiments.mismatches import BUG, Mismatch, describe
-from experiments.summary import ArmSummary
+from experiments.summary import ArmSummary, Part
 from specdec.runtime.synthetic import PREFIX
 
 DEPTHS = 4
@@ -184,16 +184,22 @@ def by_depth(summary: ArmSummary) -> str:
 
 
 def categories_table(summaries: Sequence[ArmSummary]) -> Table:
-    """Speedup of every arm by category."""
+    """Speedup of every arm by category, and its tokens per round."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-    table.add_column("speedup by category (prompts)", no_wrap=True)
+    table.add_column("speedup by category (prompts), tokens/round", no_wrap=True)
     others = [summary for summary in summaries if summary.arm != PLAIN]
     for summary in others:
         table.add_column(summary.arm, justify="right")
     for category, part in summaries[0].categories.items():
-        cells = [f"{summary.categories[category].speedup:.2f}×" for summary in others]
+        cells = [category_cell(summary.categories[category]) for summary in others]
         table.add_row(f"{category} ({part.prompts})", *cells)
     return table
+
+
+def category_cell(part: Part) -> str:
+    """Speedup, and tokens per round where there were rounds."""
+    rounds = "" if part.tokens_per_round is None else f" {part.tokens_per_round:5.2f}"
+    return f"{part.speedup:.2f}×{rounds}"
 
 
 def ahead_table(summaries: Sequence[ArmSummary]) -> Table:

@@ -80,11 +80,12 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Part:
-    """One category of prompts."""
+    """One category of prompts. ``tokens_per_round`` is None where there was no decoding round."""
 
     prompts: int
     tokens_per_second: float
     speedup: float
+    tokens_per_round: float | None
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ def parts(mine: Sequence[Entry], ours: dict[str, float], theirs: dict[str, float
     table = {}
     for category, names in members.items():
         own, base = [ours[name] for name in names], [theirs[name] for name in names]
-        table[category] = Part(len(own), sum(own) / len(own), speedup(own, base))
+        accepted = Accepted.of([entry for entry in mine if entry.category == category])
+        table[category] = Part(len(own), sum(own) / len(own), speedup(own, base), accepted.tokens_per_round)
     return table
 
 

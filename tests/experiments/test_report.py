@@ -35,7 +35,7 @@ PLAIN = ArmSummary(
     positions=(),
     shares=SHARES,
     identical=(23, 23),
-    categories={"mt_bench": Part(3, 36.0, 1.0), "math_reasoning": Part(3, 37.0, 1.0)},
+    categories={"mt_bench": Part(3, 36.0, 1.0, 1.0), "math_reasoning": Part(3, 37.0, 1.0, None)},
     faults={},
 )
 AHEAD = Ahead(0.75, {0: Hits(3, 2), 2: Hits(1, 1)}, 0.4, 1.0, 2.25, 3.5, 1.25, 5.0, 4.25, 0.25)
@@ -44,7 +44,8 @@ GREEDY = Decoding(64, Sampling(), Ratio())
 
 
 def arm(name: str, speedup: float, low: float, high: float, **changes: Any) -> ArmSummary:
-    parts = {category: Part(3, 30.0, speedup) for category in PLAIN.categories}
+    known = (2.345, None)
+    parts = {name: Part(3, 30.0, speedup, own) for name, own in zip(PLAIN.categories, known, strict=True)}
     return replace(
         PLAIN,
         arm=name,
@@ -120,8 +121,9 @@ class TestTable:
 
     def test_categories(self) -> None:
         text = shown(arm("x", 2, 1.5, 3), arm("y", 0.5, 0.4, 0.6))
-        line = next(line for line in text.splitlines() if line.startswith("math_reasoning (3)"))
-        assert line.split()[2:] == ["2.00×", "0.50×"]
+        lines = {line.split()[0]: line.split()[2:] for line in text.splitlines() if "(3)" in line}
+        assert lines["mt_bench"] == ["2.00×", "2.35", "0.50×", "2.35"]
+        assert lines["math_reasoning"] == ["2.00×", "0.50×"]
 
     def test_drafting_ahead(self) -> None:
         mirror = arm("mirror", 2, 1.5, 3, ahead=AHEAD)

@@ -92,6 +92,8 @@ def test_categories(arms: dict[str, ArmSummary]) -> None:
         "qa": (1, 3, 1.5),
         "rag": (1, 12, 2),
     }
+    # Decoding rounds commit 3 and 1 tokens for the one, 4 and 1 for the other.
+    assert [part.tokens_per_round for part in parts.values()] == [2, 2.5]
 
 
 def test_accepted_length_by_every_definition(arms: dict[str, ArmSummary]) -> None:
