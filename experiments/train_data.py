@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from experiments.replies import Text, padded
 from specdec import Tap
@@ -21,6 +22,9 @@ from specdec.runtime import CachedModel
 Row = TypeVar("Row")
 
 POOL = 32  # batches that are cut from rows of like length
+# Slots of a batch are a multiple of this, so that shapes come again: for every new one a GPU's library of attention
+# makes a plan, for which the host takes longer than for all else in a step.
+GRAIN = 64
 SHORTEST = 2  # tokens of a reply, so that one can be foretold from the one before
 
 
@@ -40,8 +44,10 @@ class Batch:
 
     @classmethod
     def of(cls, texts: Sequence[Text], device: torch.device) -> Batch:
-        """Texts as a batch on a device."""
+        """Texts as a batch on a device; on a CPU no longer than the longest."""
         tokens_BS, lengths_B = padded(texts)
+        if device.type != "cpu":
+            tokens_BS = pad(tokens_BS, (0, -tokens_BS.shape[1] % GRAIN))
         first_B, place_S = torch.tensor([text.prompt - 1 for text in texts]), torch.arange(tokens_BS.shape[1])
         wanted_BS = (place_S >= first_B[:, None]) & (place_S <= lengths_B[:, None] - 2)
         return cls(tokens_BS.to(device), lengths_B.to(device), wanted_BS.to(device))
@@ -49,16 +55,13 @@ class Batch:
     @torch.no_grad()
     def states(self, model: CachedModel, taps: Sequence[Tap]) -> dict[Tap, Tensor]:
         """By tap, float32 [B, S, X]: the target's states at every token, 0 behind a row's end."""
-        model.begin(*self.tokens.shape)
-        found = model.advance(self.tokens, self.lengths, taps=tuple(taps)).states
-        # A forward pads rows in front, a batch at the end.
-        size, place_S = self.tokens.shape[1], torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        column_BS = (place_S + size - self.lengths[:, None]).clamp(max=size - 1)
+        rows, slots = self.tokens.shape
+        model.begin(rows, slots, min(slots, model.network.max_positions or slots))
+        # What pads a row is read as if it were text: nothing before it sees that.
+        found = model.advance(self.tokens, torch.full_like(self.lengths, slots), taps=tuple(taps)).states
+        place_S = torch.arange(slots, device=self.tokens.device)
         real_BS1 = (place_S < self.lengths[:, None])[..., None]
-        return {
-            tap: state.float().gather(1, column_BS[..., None].expand_as(state)) * real_BS1
-            for tap, state in found.items()
-        }
+        return {tap: state.float() * real_BS1 for tap, state in found.items()}
 
 
 @dataclass(frozen=True)

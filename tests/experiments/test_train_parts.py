@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES, LAYERS, llama, plain_logits
 from torch import nn
+from torch.nn.functional import pad
 
-from drafters.trainable import FrozenTarget
+from drafters.adapter_head import AdapterHead
+from drafters.eagle3_head import Eagle3Head
+from drafters.medusa import MedusaHeads
+from drafters.stream_head import StreamHead
+from drafters.trainable import FrozenTarget, taps_of
 from experiments import data, reply_store
 from experiments.checkpoint import Checkpoints
 from experiments.pace import pace
@@ -42,6 +50,23 @@ def test_states_are_those_of_a_forward_without_cache_or_padding(family: str) -> 
         logits = FrozenTarget(Network(module)).read_out(states[Tap(LAYERS)][row, :size])
         torch.testing.assert_close(logits, plain_logits(module, list(text.tokens)), rtol=1e-3, atol=1e-3)
         assert all(not state[row, size:].any() for state in states.values())
+
+
+@pytest.mark.parametrize("make", [Eagle3Head.fresh, StreamHead.fresh, MedusaHeads.fresh, AdapterHead.fresh])
+def test_what_pads_a_batch_changes_nothing(make: Callable[..., nn.Module]) -> None:
+    """On a GPU slots are a multiple of something."""
+    torch.manual_seed(0)
+    model = load(llama(max_position_embeddings=10).requires_grad_(False)).model
+    target, batch = FrozenTarget(model.network), Batch.of(TEXTS, CPU)
+    wider = replace(batch, tokens=pad(batch.tokens, (0, 8)), wanted=pad(batch.wanted, (0, 8)))
+    head: Any = make(target=target).float()
+    taps = taps_of(head, target)
+    few, many = (
+        head.losses(some.states(model, taps), some.tokens, some.wanted, target) for some in (batch, wider)
+    )
+    assert few.keys() == many.keys() and sum(few.values()) > 0
+    for name, loss in few.items():
+        torch.testing.assert_close(many[name], loss, rtol=1e-4, atol=1e-5)
 
 
 def test_wanted_are_the_places_that_decided_the_reply() -> None:
