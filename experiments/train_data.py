@@ -22,8 +22,8 @@ from specdec.runtime import CachedModel
 Row = TypeVar("Row")
 
 POOL = 32  # batches that are cut from rows of like length
-# Slots of a batch are a multiple of this, so that shapes come again: for every new one a GPU's library of attention
-# makes a plan, for which the host takes longer than for all else in a step.
+# Slots of a batch are a multiple of this, so that shapes come again: for every new one a GPU's library of
+# attention makes a plan, for which the host takes longer than for all else in a step.
 GRAIN = 64
 SHORTEST = 2  # tokens of a reply, so that one can be foretold from the one before
 
