@@ -142,6 +142,7 @@ class EagleDrafter(FeatureDrafter):
     Args:
         weights: a directory or file of a trained head, or a head in memory.
         length, width, nodes, tree, confidence: see ``ModelDrafter``.
+        device: see ``FeatureDrafter``.
 
     Raises:
         FileNotFoundError, ValueError: see ``EagleHead.load`` and ``FeatureDrafter``.
@@ -155,6 +156,7 @@ class EagleDrafter(FeatureDrafter):
         nodes: int | None = None,
         tree: StaticTree | Iterable[Sequence[int]] | None = None,
         confidence: Confidence | float | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
         head = weights if isinstance(weights, EagleHead) else EagleHead.load(weights)
-        super().__init__(head, length, width, nodes, tree, confidence)
+        super().__init__(head, length, width, nodes, tree, confidence, device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
+
 from drafters.confidence import Confidence
 from drafters.eagle3_head import Eagle3Head
 from drafters.feature_drafter import FeatureDrafter
@@ -17,6 +19,7 @@ class Eagle3Drafter(FeatureDrafter):
     Args:
         weights: a directory or file in any of the layouts of ``Eagle3Head.load``, or a head in memory.
         length, width, nodes, tree, confidence: see ``ModelDrafter``.
+        device: see ``FeatureDrafter``.
 
     Raises:
         FileNotFoundError, ValueError: see ``Eagle3Head.load`` and ``FeatureDrafter``.
@@ -30,6 +33,7 @@ class Eagle3Drafter(FeatureDrafter):
         nodes: int | None = None,
         tree: StaticTree | Iterable[Sequence[int]] | None = None,
         confidence: Confidence | float | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
         head = weights if isinstance(weights, Eagle3Head) else Eagle3Head.load(weights)
-        super().__init__(head, length, width, nodes, tree, confidence)
+        super().__init__(head, length, width, nodes, tree, confidence, device)

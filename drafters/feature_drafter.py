@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from drafters.confidence import Confidence
@@ -27,6 +28,7 @@ class FeatureDrafter(StateDrafter[FeatureHead, FeatureModel]):
     Args:
         head: its weights; they are copied where the target is on another device or of another type.
         length, width, nodes, tree, confidence: see ``ModelDrafter``.
+        device: see ``StateDrafter``.
 
     Raises:
         ValueError: what ``ModelDrafter`` refuses, or (when decoding begins) a head for another target.
@@ -42,8 +44,9 @@ class FeatureDrafter(StateDrafter[FeatureHead, FeatureModel]):
         nodes: int | None = None,
         tree: StaticTree | Iterable[Sequence[int]] | None = None,
         confidence: Confidence | float | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
-        super().__init__(head, Shape.asked(length, width, nodes, tree, confidence))
+        super().__init__(head, Shape.asked(length, width, nodes, tree, confidence), device)
 
     def made(self, target: Network) -> FeatureModel:
         """See ``StateDrafter``."""

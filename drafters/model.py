@@ -67,6 +67,11 @@ class ModelDrafter:
         self._vocabulary = 0
 
     @property
+    def device(self) -> torch.device:
+        """Where it drafts."""
+        return self.model.device
+
+    @property
     def identity(self) -> object:
         """What a recording may take it for: of another shape, it drafts something else."""
         return self, self.shape

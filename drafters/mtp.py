@@ -34,8 +34,8 @@ class MTPDrafter(FeatureDrafter):
     Args:
         weights: the directory of the target's checkpoint, or a head; None is the directory that the target was
             read from, looked up when decoding begins.
-        length, width, nodes: see ``FeatureDrafter``. The module is trained for one token; longer chains feed it
-            what it made itself.
+        length, width, nodes, device: see ``FeatureDrafter``. The module is trained for one token; longer chains
+            feed it what it made itself.
 
     Raises:
         ValueError: a checkpoint without such a module, or with one whose layer is not supported, or what
@@ -50,9 +50,10 @@ class MTPDrafter(FeatureDrafter):
         nodes: int | None = None,
         tree: StaticTree | Iterable[Sequence[int]] | None = None,
         confidence: Confidence | float | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
         head = MTPHead.load(weights) if isinstance(weights, str | Path) else weights
-        super().__init__(cast(FeatureHead, head), length, width, nodes, tree, confidence)
+        super().__init__(cast(FeatureHead, head), length, width, nodes, tree, confidence, device)
 
     def begin(self, target: Verifier, seq: Sequences) -> None:
         """See ``FeatureDrafter``."""

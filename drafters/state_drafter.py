@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from drafters.shape import Shape
@@ -12,6 +13,7 @@ from specdec.noise import Noise
 from specdec.protocols import Verifier
 from specdec.runtime import CachedModel
 from specdec.runtime.huggingface import Network
+from specdec.runtime.loading import pick_device
 from specdec.sequences import Sequences
 from specdec.types import Advice, Context, Draft, Tap, Want
 
@@ -64,12 +66,14 @@ class StateDrafter(Generic[HeadT, ModelT]):
     Args:
         head: its weights; they are copied where the target is on another device or of another type.
         shape: of the drafts.
+        device: where to draft ahead of the target, with copies of what the head borrows; None is the target's.
     """
 
     static = True
 
-    def __init__(self, head: HeadT, shape: Shape) -> None:
+    def __init__(self, head: HeadT, shape: Shape, device: str | torch.device | None = None) -> None:
         self.head, self.shape = head, shape
+        self.device = None if device is None else pick_device(device)
         self.model: ModelT | None = None
         self._taps: tuple[Tap, ...] = ()
 
@@ -103,7 +107,12 @@ class StateDrafter(Generic[HeadT, ModelT]):
             raise ValueError(
                 "the target's embedding and head are out of this drafter's reach: keep it in the target's process"
             )
-        network = target.model.network
+        if self.device not in (None, target.device):
+            raise ValueError(
+                f"the head is to draft on {self.device}, but in turns with a target on {target.device}: leave "
+                "device=null, or choose a forecast"
+            )
+        network = target.model.network.outlet(target.device)
         if self.model is None or not self.model.serves(network):
             self.head.check(network)
             self._taps, self.model = self.head.taps(network.depth), self.made(network)

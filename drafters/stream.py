@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from drafters.feature_drafter import FeatureDrafter
@@ -31,6 +32,7 @@ class StreamDrafter(FeatureDrafter):
             least one: a draft whose guesses were wrong is shorter than ``length``. None is ``length``, with which
             no draft is; without replay forwards end where all rows have theirs, replayed they never do.
         streams: how many of the head's streams to use; None uses all, 0 drafts one token a forward.
+        device: see ``FeatureDrafter``.
 
     Raises:
         FileNotFoundError, ValueError: see ``StreamHead.load`` and ``FeatureDrafter``; steps below 1, or streams
@@ -45,9 +47,10 @@ class StreamDrafter(FeatureDrafter):
         length: int = 7,
         steps: int | None = 4,
         streams: int | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
         head = weights if isinstance(weights, StreamHead) else StreamHead.load(weights)
-        super().__init__(head, check_length(length))
+        super().__init__(head, check_length(length), device=device)
         steps, streams = length if steps is None else steps, head.count if streams is None else streams
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")

@@ -31,9 +31,9 @@ def absent(drafter: object, verifier: Verifier) -> Absent:
 
 
 def device_of(drafter: object, target: torch.device) -> torch.device:
-    """Where a drafter works: on the device of its model, or else on the target's."""
-    model = getattr(drafter, "model", None)
-    return model.device if isinstance(model, CachedModel) and not model.is_view else target
+    """Where a drafter works: on the device that it names, or else on the target's."""
+    device = getattr(drafter, "device", None)
+    return target if device is None else torch.device(device)
 
 
 def assembled(

@@ -154,7 +154,10 @@ class Network:
         return unheard(with_layers(self.module, name, [Stand(self._layers[-1], state_BWX, self._tuples)]))
 
     def outlet(self, device: torch.device) -> Network:
-        """What can ``read_out`` as this one does, and no more, on another device: copies of norm and head."""
+        """The ends of this model on another device: ``embed``, ``norm``, ``head`` and ``read_out``, and no more.
+
+        Copies of embedding, norm and head, made once; the model itself if it is there.
+        """
         if device == self.device:
             return self
         if device not in self._outlets:
@@ -163,13 +166,13 @@ class Network:
 
     def _outlet(self, device: torch.device) -> Network:
         outlet = copy.copy(self)
-        if self.lean is not None:
-            outlet.lean = self.lean.outlet(device)
-            return outlet
         name, stack = layer_list(self.module, self.config.num_hidden_layers)
         # As many layers as it has to have, but all one, that ``read_out`` asks for attributes.
         outlet.module = copy.deepcopy(with_layers(self.module, name, [stack[-1]] * len(stack))).to(device)
         outlet._layers = layer_list(outlet.module, len(stack))[1]
+        if self.lean is not None:
+            base, head = outlet.module.get_decoder(), outlet.module.get_output_embeddings()
+            outlet.lean = self.lean.outlet(base.embed_tokens.weight.data, base.norm.weight.data, head.weight.data)
         return outlet
 
     def quicken(self) -> None:

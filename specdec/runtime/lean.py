@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
-import torch
 from torch import Tensor
 from torch.nn.functional import embedding, rms_norm
 
@@ -105,9 +104,9 @@ class LeanNetwork:
         logits_BKV = self.read_out(x_MX.unflatten(0, (rows, width))[:, width - keep :])
         return logits_BKV, {tap: states[tap.layer].unflatten(0, (rows, width)) for tap in taps}
 
-    def outlet(self, device: torch.device) -> LeanNetwork:
-        """Norm and head alone, on another device."""
-        return replace(self, layers=(), norm=self.norm.to(device), head=self.head.to(device))
+    def outlet(self, embed: Tensor, norm: Tensor, head: Tensor) -> LeanNetwork:
+        """The ends alone, with copies of their weights on another device."""
+        return replace(self, layers=(), embed=embed, norm=norm, head=head)
 
     def normed(self, state_BWX: Tensor) -> Tensor:
         """States [B, W, hidden] behind the final norm."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from families import FAMILIES
-from recorded import DRAFTERS, ROWS, RULES, replaying
+from recorded import DRAFTERS, HEADS, ROWS, RULES, replaying
 
 import specdec
 from drafters import ModelDrafter, NgramDrafter
@@ -65,6 +65,24 @@ def test_tokens_and_rounds_are_those_of_the_serial_loop(forecast, name, sampling
         if name not in ("chain", "tree"):  # the draft models are two of the same weights
             assert committed(result) == committed(expected)
     assert made, "nothing was recorded"
+
+
+@pytest.mark.parametrize("name", ["eagle 3", "streams", "mtp"])
+def test_a_head_on_another_device_drafts_with_copies_of_what_it_borrows(name):
+    model = FAMILIES["llama"]()
+    verifier, drafter = replaying(model, []), HEADS[name](model)
+    drafter.device = torch.device("cpu", 0)  # another name of the same device stands in for it
+    expected = specdec.generate(FullVerifier(model), NgramDrafter(), ROWS[0], 25)
+    for _ in range(2):  # the second generation plays what the first has recorded
+        result = specdec.generate(verifier, drafter, ROWS[0], 25, forecast=DraftTopK(2))
+        assert torch.equal(result.tokens, expected.tokens) and not result.metrics.faults
+        borrowed = drafter.model._head.target
+        kept = borrowed.head_weight if borrowed.lean is None else borrowed.lean.head
+        assert kept is not verifier.model.network.head_weight and torch.equal(kept, model.lm_head.weight)
+    here = specdec.generate(replaying(model, []), HEADS[name](model), ROWS[0], 25, forecast=DraftTopK(2))
+    assert committed(result) == committed(here)
+    with pytest.raises(ValueError, match="choose a forecast"):
+        specdec.generate(verifier, drafter, ROWS[0], 25)
 
 
 def test_drafts_that_were_prepared_are_used():

@@ -142,6 +142,11 @@ class TestOutlet:
         with torch.no_grad():
             logits_BWV = network.read_out(state_BWX)
             close(outlet.read_out(state_BWX), logits_BWV)
+            tokens_BW, normed_BWX = torch.tensor([[3, 5]]), network.norm(state_BWX)
+            close(outlet.norm(state_BWX), normed_BWX)
+            close(outlet.head(normed_BWX), network.head(normed_BWX))
+            close(outlet.embed(tokens_BW), network.embed(tokens_BW))
+            assert outlet.depth == network.depth
             for weight in module.parameters():
                 weight.mul_(2)
             assert not torch.allclose(network.read_out(state_BWX), logits_BWV)
