@@ -87,6 +87,7 @@ class FeatureModel(StateModel):
         self._head = network
         self._given = torch.zeros(0, 0, 0)  # [B, slots + 1, X], by position of the token
         self._made = torch.zeros(0, 0, 0)  # [B, slots + 1, X], by slot
+        self._told = False  # whether a state of the target has come
 
     def serves(self, target: Network) -> bool:
         """Whether it borrows of a target with these very weights."""
@@ -98,11 +99,13 @@ class FeatureModel(StateModel):
         self._fit()
         self._given.zero_()
         self._made.zero_()
+        self._told = False
 
     def see(self, advice: Advice | None) -> None:
         """Take the target's states of newly committed tokens; pairs that were read without them are read again."""
         if advice is None:
             return
+        self._told = True
         feature_BKX = self._head.head.feature(advice.states, self._head.target)
         real_BK = advice.positions >= 0
         place_BK = torch.where(real_BK, advice.positions, self.memory.cache.trash)
@@ -123,13 +126,19 @@ class FeatureModel(StateModel):
         """See ``CachedModel.advance``."""
         row_BT, pairs_B = tokens_BS[:, 1:], paired(lengths_B)
         if not self.in_turn:
-            return super().advance(row_BT, pairs_B, nodes, taps, behind, chain, glance)
-        scores = super().advance(row_BT, pairs_B, None, taps, behind, True, glance)
+            return self._read(row_BT, pairs_B, nodes, taps, behind, chain, glance)
+        scores = self._read(row_BT, pairs_B, None, taps, behind, True, glance)
         logits = [scores.logits]
         if nodes is not None:
             size = nodes[0].shape[1]
             logits += [self.grow(nodes[0][:, n : n + 1], nodes[1][:, n : n + 1], chain) for n in range(size)]
         return Scores(torch.cat(logits, 1))
+
+    def _read(self, *arguments: Any) -> Scores:
+        scores = super().advance(*arguments)
+        # Else what the next forward reads would not be the whole prompt, of which no state has come yet.
+        self.memory.follows = self._told
+        return scores
 
     def hang(self, lengths_B: Tensor, nodes: tuple[Tensor, Tensor], chain: bool, static: bool) -> None:
         """See ``CachedModel.hang``."""

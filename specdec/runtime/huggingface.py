@@ -47,10 +47,7 @@ class Network:
 
     def __init__(self, module: PreTrainedModel) -> None:
         refuse_unsupported(module)
-        self.module = module.eval()
-        self.config = module.config.get_text_config()
-        self._configs = tuple({id(config): config for config in (module.config, self.config)}.values())
-        self._layers = layer_list(module, self.config.num_hidden_layers)[1]
+        self._take(module.eval())
         self.lean: LeanNetwork | None = None
         # Whether attention takes a ``Sight`` in place of a mask: where our kernels run.
         self.brief = False
@@ -137,27 +134,29 @@ class Network:
         """
         if self.lean is not None:
             return self.lean.normed(state_BWX)
-        return run(self._behind(state_BWX).get_decoder(), state_BWX).last_hidden_state
+        return self._run(self._behind(state_BWX).get_decoder(), state_BWX).last_hidden_state
 
     def head(self, state_BWX: Tensor) -> Tensor:
         """Logits [B, W, V] of the model's own head on states that ``norm`` gave, scaled or capped as it does."""
-        return run(without_decoder(self.module, state_BWX), state_BWX).logits
+        return self._run(without_decoder(self.module, state_BWX), state_BWX).logits
 
     def read_out(self, state_BWX: Tensor) -> Tensor:
         """Logits [B, W, V] of the model's own norm and head on states from behind any layer, before the norm."""
         if self.lean is not None:
             return self.lean.read_out(state_BWX)
-        return run(self._behind(state_BWX), state_BWX).logits
+        return self._run(self._behind(state_BWX), state_BWX).logits
+
+    def _run(self, view: Any, state_BWX: Tensor) -> Any:
+        # As in a forward: no mask is made, for which some look at their inputs, which no recording can.
+        with attending(self._configs, ATTENTION):
+            return run(view, state_BWX)
 
     def _behind(self, state_BWX: Tensor) -> Any:
         name, _ = layer_list(self.module, self.config.num_hidden_layers)
         return unheard(with_layers(self.module, name, [Stand(self._layers[-1], state_BWX, self._tuples)]))
 
     def outlet(self, device: torch.device) -> Network:
-        """The ends of this model on another device: ``embed``, ``norm``, ``head`` and ``read_out``, and no more.
-
-        Copies of embedding, norm and head, made once; the model itself if it is there.
-        """
+        """What can ``embed``, ``norm``, ``head`` and ``read_out`` on another device, with copies of their weights."""
         if device == self.device:
             return self
         if device not in self._outlets:
@@ -168,8 +167,7 @@ class Network:
         outlet = copy.copy(self)
         name, stack = layer_list(self.module, self.config.num_hidden_layers)
         # As many layers as it has to have, but all one, that ``read_out`` asks for attributes.
-        outlet.module = copy.deepcopy(with_layers(self.module, name, [stack[-1]] * len(stack))).to(device)
-        outlet._layers = layer_list(outlet.module, len(stack))[1]
+        outlet._take(copy.deepcopy(with_layers(self.module, name, [stack[-1]] * len(stack))).to(device))
         if self.lean is not None:
             base, head = outlet.module.get_decoder(), outlet.module.get_output_embeddings()
             outlet.lean = self.lean.outlet(base.embed_tokens.weight.data, base.norm.weight.data, head.weight.data)
@@ -194,11 +192,14 @@ class Network:
         """The same model with the same weights, but nothing else in common: two threads can run both at once."""
         shared = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
         twin = copy.copy(self)
-        twin.module = copy.deepcopy(self.module, shared)
-        twin.config = twin.module.config.get_text_config()
-        twin._configs = tuple({id(config): config for config in (twin.module.config, twin.config)}.values())
-        twin._layers = layer_list(twin.module, twin.config.num_hidden_layers)[1]
+        twin._take(copy.deepcopy(self.module, shared))
         return twin
+
+    def _take(self, module: Any) -> None:
+        """Be of another module from here on."""
+        self.module, self.config = module, module.config.get_text_config()
+        self._configs = tuple({id(config): config for config in (module.config, self.config)}.values())
+        self._layers = layer_list(module, self.config.num_hidden_layers)[1]
 
     def early_exit(self, layers: int) -> Network:
         """The first ``layers`` layers with the model's own norm and head: a view that shares every weight.

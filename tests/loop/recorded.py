@@ -10,6 +10,7 @@ from drafters import (
     AdapterDrafter,
     DFlashDrafter,
     Eagle3Drafter,
+    EagleDrafter,
     EarlyExitDrafter,
     HydraDrafter,
     MedusaDrafter,
@@ -23,6 +24,7 @@ from drafters import (
 )
 from drafters.adapter_head import AdapterHead
 from drafters.dflash import DFlashHead
+from drafters.eagle import EagleHead
 from drafters.eagle3_head import Eagle3Head
 from drafters.hydra import HydraHeads
 from drafters.medusa import MedusaHeads
@@ -61,6 +63,7 @@ DRAFTERS = {
 }
 # Drafters that read states of the target.
 HEADS = {
+    "eagle": lambda model: EagleDrafter(eagle(model), length=3),
     "eagle 3": lambda model: Eagle3Drafter(eagle3(model), length=3),
     "eagle 3 tree": lambda model: Eagle3Drafter(eagle3(model), length=3, width=2, nodes=5),
     "streams": lambda model: StreamDrafter(StreamHead.on(eagle3(model), 2), length=6, steps=3),
@@ -85,6 +88,10 @@ def sizes(model):
 
 def eagle3(model):
     return Eagle3Head(sizes(model), 32, layers=(1, 2, 3))
+
+
+def eagle(model):
+    return EagleHead({**sizes(model), "num_hidden_layers": 1})
 
 
 def adapter(model):
@@ -122,8 +129,9 @@ class Operations(Recording):
 
 def replaying(model, made):
     def record(*what):
+        recording = Operations(*what)
         made.append(what)
-        return Operations(*what)
+        return recording
 
     verifier = FullVerifier(model)
     verifier.replay = Replay(record)

@@ -5,6 +5,7 @@ Without a GPU a recording is a list of tensor operations, and all is done when i
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import replace
 
@@ -83,6 +84,23 @@ def test_a_head_on_another_device_drafts_with_copies_of_what_it_borrows(name):
     assert committed(result) == committed(here)
     with pytest.raises(ValueError, match="choose a forecast"):
         specdec.generate(verifier, drafter, ROWS[0], 25)
+
+
+@pytest.mark.parametrize("name", ["eagle 3", "eagle", "streams", "mtp"])
+def test_a_head_has_read_the_prompt_with_the_targets_states(name):
+    """It is asked to look at the rows before the target has told anything."""
+    model = FAMILIES["llama"]()
+    made = HEADS[name](model)
+    caches = []
+    for forecast in (None, WRONG):
+        verifier, drafter = replaying(model, []), copy.deepcopy(made)
+        for _ in range(2):  # the second generation plays what the first has recorded
+            specdec.generate(verifier, drafter, [4] * 30, 12, forecast=forecast)
+            cache = drafter.model.memory.cache
+            caches.append([part[0, :, :29].clone() for part in (cache.keys[0], cache.values[0])])
+    for other in caches[1:]:
+        for first, second in zip(caches[0], other, strict=True):
+            torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
 def test_drafts_that_were_prepared_are_used():
