@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from drafters.checkpoint import FILES, fill, read, write
-from drafters.fitting import check_sizes
+from drafters.fitting import LAYERS, check_sizes
 from drafters.trainable import FrozenTarget
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_layers import AttentionLayer, Rotary, layer_config, rms_norm
@@ -90,7 +90,8 @@ class AdapterHead(nn.Module):
 
     def check(self, target: Network) -> None:
         """Raises ValueError unless it was made for such a target."""
-        check_sizes(self.layer.self_attn.q_proj.in_features, self.vocab_size, target)
+        hidden, layers = self.layer.self_attn.q_proj.in_features, self.settings.get(LAYERS)
+        check_sizes(hidden, self.vocab_size, target, layers)
 
     def adapt(self, states_BWX: Tensor, positions_BW: Tensor, **attention: Any) -> Tensor:
         """[B, W, X]: what the target's LM head is to read, from states behind the exit's layer.

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from drafters.block_drafter import BlockDrafter
 from drafters.checkpoint import FILES, fill, read, write
 from drafters.confidence import Confidence
-from drafters.fitting import check_sizes
+from drafters.fitting import LAYERS, check_sizes
 from drafters.static_tree import StaticTree
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_blocks import BlockLayer
@@ -117,7 +117,7 @@ class DFlashHead(nn.Module):
 
     def check(self, target: Network) -> None:
         """Raises ValueError unless it was made for such a target."""
-        check_sizes(self.width, self.vocab_size, target)
+        check_sizes(self.width, self.vocab_size, target, self.settings.get(LAYERS))
         if self.mask >= target.vocab_size:
             raise ValueError(
                 f"the head's mask token is {self.mask}, but the target has {target.vocab_size} tokens"

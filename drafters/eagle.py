@@ -16,11 +16,11 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 from drafters.checkpoint import FILES, fill, read, write
 from drafters.confidence import Confidence
 from drafters.feature_drafter import FeatureDrafter
-from drafters.fitting import check_sizes
+from drafters.fitting import LAYERS, check_sizes, made_for
 from drafters.static_tree import StaticTree
 from drafters.trainable import FrozenTarget
 from specdec.runtime.huggingface import Network
-from specdec.runtime.huggingface_layers import Layers, Rotary, layer_config
+from specdec.runtime.huggingface_layers import Layers, Rotary, layer_config, rotary_before
 from specdec.types import Tap
 
 LAW = 0.1  # weight of the laws in the loss; that of the states is 1
@@ -76,8 +76,13 @@ class EagleHead(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write a directory in the same layout."""
-        sizes = {name: getattr(self.config, name) for name in SIZES}
-        config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **sizes}
+        sizes = {name: getattr(self.config, name) for name in SIZES} | rotary_before(self.config)
+        config = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            **sizes,
+            **made_for(vars(self.config)),
+        }
         config["bias"] = self.fc.bias is not None
         write(path, FILES[0], dict(self.named_parameters()), config)
 
@@ -97,7 +102,8 @@ class EagleHead(nn.Module):
 
     def check(self, target: Network) -> None:
         """See ``FeatureHead``."""
-        check_sizes(self.width, self.config.vocab_size, target)
+        layers = getattr(self.config, LAYERS, None)
+        check_sizes(self.width, self.config.vocab_size, target, layers)
 
     def feature(self, states: Mapping[Tap, Tensor], target: Network) -> Tensor:
         """See ``FeatureHead``."""

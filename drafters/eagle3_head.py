@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from drafters import eagle3_layouts as layouts
 from drafters.checkpoint import FILES, Tensors, fill, read, write
-from drafters.fitting import check_sizes
+from drafters.fitting import LAYERS, check_sizes, made_for
 from drafters.trainable import FrozenTarget
 from drafters.unrolled import Read, at, begun, laws, mean_loss, places, unrolled
 from specdec.runtime.huggingface import Network
-from specdec.runtime.huggingface_layers import PairLayer, Rotary, layer_config, rms_norm
+from specdec.runtime.huggingface_layers import PairLayer, Rotary, layer_config, rms_norm, rotary_before
 from specdec.types import Tap
 
 STEPS, DECAY = 7, 0.8  # of the training-time test, and the weight of a step over that of the one before
@@ -132,7 +132,7 @@ class Eagle3Head(nn.Module):
         """
         if layout not in layouts.LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(layouts.LAYOUTS)}, not {layout!r}")
-        sizes = {name: getattr(self.config, name) for name in layouts.SIZES}
+        sizes = {name: getattr(self.config, name) for name in layouts.SIZES} | rotary_before(self.config)
         sizes |= {"vocab_size": self.vocab_size, "num_hidden_layers": 1, "tie_word_embeddings": False}
         config = layouts.described(sizes, layout, target) | {
             "draft_vocab_size": len(self.ids),
@@ -141,8 +141,8 @@ class Eagle3Head(nn.Module):
             "torch_dtype": str(self.fc.weight.dtype).removeprefix("torch."),
         }
         if self.layers is not None:
-            config["eagle_aux_hidden_state_layer_ids"] = list(self.layers)
-        config |= self._facts()
+            config |= layouts.numbered(self.layers)
+        config |= made_for(vars(self.config)) | self._facts()
         prefix = layouts.LAYOUTS[layout]
         weights: dict[str, Tensor] = {
             name.replace(layouts.OWN, prefix): weight for name, weight in self.named_parameters()
@@ -172,7 +172,7 @@ class Eagle3Head(nn.Module):
 
     def check(self, target: Network) -> None:
         """See ``FeatureHead``."""
-        check_sizes(self.target_hidden, self.vocab_size, target)
+        check_sizes(self.target_hidden, self.vocab_size, target, getattr(self.config, LAYERS, None))
         if self.embed_tokens is None and self.width != target.head_weight.shape[1]:
             raise ValueError(
                 f"the head has a hidden size of {self.width} and no embedding of its own, but the target's is "

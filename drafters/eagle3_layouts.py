@@ -5,13 +5,14 @@ D draft vocabulary, V target vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from drafters.checkpoint import Tensors
+from drafters.fitting import made_for
 
 OWN, PLAIN = "midlayer.", "layers.0."  # what the layer is called: by EAGLE and SpecForge, and by all others
 LAYOUTS = {"eagle3": OWN, "speculators": PLAIN}
@@ -28,7 +29,7 @@ def settings_of(tensors: Tensors) -> Mapping[str, Any]:
     settings = tensors.sizes("transformer_layer_config")
     if variants := [name for name in VARIANTS if tensors.config.get(name)]:
         raise ValueError(f"{tensors.file} is an EAGLE-3 with {', '.join(variants)}, which is not supported")
-    return settings
+    return {**settings, **made_for(tensors.config)}
 
 
 def layers_of(config: dict[str, Any]) -> tuple[int, ...] | None:
@@ -42,6 +43,12 @@ def layers_of(config: dict[str, Any]) -> tuple[int, ...] | None:
     if inner:
         return tuple(int(layer) + 1 for layer in inner)
     return tuple(int(layer) for layer in outer) if outer else None
+
+
+def numbered(layers: Sequence[int]) -> dict[str, Any]:
+    """What ``layers_of`` reads, for either kind of reader."""
+    name = "eagle_aux_hidden_state_layer_ids"
+    return {name: list(layers), "eagle_config": {name: [layer - 1 for layer in layers]}}
 
 
 def ids_of(tensors: Tensors, known: int, vocabulary: int) -> Tensor | None:

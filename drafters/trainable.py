@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from drafters.fitting import LAYERS
 from specdec.runtime.huggingface import Network
 from specdec.types import Tap
 
@@ -41,7 +42,7 @@ class FrozenTarget(Network):
         """Of a layer like the target's own, as ``layer_config`` takes them."""
         known = {name: getattr(self.config, name, None) for name in SIZES}
         found = {name: value for name, value in known.items() if value is not None}
-        return {**found, "vocab_size": self.vocab_size, "num_hidden_layers": 1}
+        return {**found, "vocab_size": self.vocab_size, "num_hidden_layers": 1, LAYERS: self.depth}
 
     def frequent(self, most: int | None) -> Tensor:
         """int64 [D]: the most frequent tokens, by their ids; of those that never occur the first ones.

@@ -118,8 +118,8 @@ def jsonl(
 ) -> list[Prompt]:
     """Prompts from a file of one's own, one JSON object per line.
 
-    An object has `turns` (a list) or `prompt`, `text` or `question` (a string), and may have `id`, `category`
-    and `chat`. Lines that cannot be used are logged and left out, as are those that repeat an id.
+    An object has `turns` (a list) or `prompt`, `text` or `question` (a string), and may have `id`, `category`,
+    `chat` and `source`. Lines that cannot be used are logged and left out, as are those that repeat an id.
 
     Args:
         path: the file, which may be compressed by gzip.
@@ -149,6 +149,7 @@ def _own(
             category=label_of(record, "category", category),
             turns=turns_of(record, fields),
             chat=flag_of(record, "chat", chat),
+            source=None if record.get("source") is None else label_of(record, "source"),
         )
 
     return prompt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ def card(found: Found, data: Mapping[str, Any], config: Mapping[str, Any], origi
     """
     target, values = called(config["target"]), flat(dict(config))
     hidden = (*PLACES, "target", "verifier.")
-    recipe = {name: value for name, value in values.items() if value != "???" and not name.startswith(hidden)}
+    known = {name: value for name, value in values.items() if value != "???" and not name.startswith(hidden)}
+    recipe = {name: called(value) if isinstance(value, str) else value for name, value in known.items()}
     revision = origin["git"] or {"revision": "unknown", "dirty": False}
     versions = ", ".join(f"{name} {value}" for name, value in origin["versions"].items() if value)
     depths = ", ".join(f"{share:.3f}" for share in found.by_depth) or "none drafted"
@@ -54,7 +56,7 @@ def card(found: Found, data: Mapping[str, Any], config: Mapping[str, Any], origi
             "```yaml",
             *(f"{name}: {value}" for name, value in recipe.items()),
             "```",
-            f"`{typed(origin['command'], config['target'])}`",
+            f"`{typed(origin['command'])}`",
             "",
             f"Revision {revision['revision']}{', with changes' if revision['dirty'] else ''}; {versions}; "
             f"{origin['date']}.",
@@ -69,12 +71,18 @@ def sources(files: Sequence[str]) -> str:
     return f"{names}; code of the Python standard library"
 
 
-def called(target: str) -> str:
-    """The target's name; of a directory the last part."""
-    return Path(target).name if Path(target).expanduser().exists() else target
+def called(name: str) -> str:
+    """The name of a target or a file; of a path that is there the last part."""
+    return Path(name).name if name and Path(name).expanduser().exists() else name
 
 
-def typed(command: str, target: str) -> str:
-    """A command without places."""
-    words = [f"target={called(target)}" if word.startswith("target=") else word for word in shlex.split(command)]
-    return shlex.join(word for word in words if not word.startswith(PLACES))
+def typed(command: str) -> str:
+    """A command without places: of paths only the names."""
+    hidden = tuple(place for place in PLACES if place != "prompts")
+    return shlex.join(placeless(word) for word in shlex.split(command) if not word.startswith(hidden))
+
+
+def placeless(word: str) -> str:
+    """An override whose value, or each part of a list, is the name of what it leads to."""
+    name, equals, value = word.partition("=")
+    return name + equals + re.sub(r"[^\[\],]+", lambda part: called(part[0]), value)

@@ -25,12 +25,14 @@ class Prompt:
         category: the group that results are reported by.
         turns: the user's messages. Each is answered before the next one is said.
         chat: whether the turns go through the model's chat template. If not, they are text to continue.
+        source: what it was made of, as others may be.
     """
 
     id: str
     category: str
     turns: tuple[str, ...]
     chat: bool = True
+    source: str | None = None
 
 
 def read(path: Path, to_prompt: Callable[[int, Record], Prompt]) -> list[Prompt]:

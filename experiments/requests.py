@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 PROMPTS = Path(__file__).parent / "prompts"
 VARIED, GRID = PROMPTS / "varied.jsonl", PROMPTS / "grid.json"
-HELD = 10  # one prompt in so many is held out
+HELD = 10  # of so many sources of prompts one is held out
 LINES = 24  # of a chunk of code
 # Of the standard library: what is there on every machine, and no package that is installed beside it.
 LIBRARY = (
@@ -54,12 +54,14 @@ def library(count: int, seed: int) -> list[Prompt]:
     """Chunks of Python's standard library, some to be continued as they stand, some with a task."""
     folder, rng = Path(sysconfig.get_path("stdlib")), random.Random(seed)
     files = sorted(file for pattern in LIBRARY for file in folder.glob(pattern))
-    chunks = [part(rng.choice(files), index % 2 == 0, rng) for index in range(count)]
-    said = [(text, TASKS[index % len(TASKS)]) for index, text in enumerate(chunks) if text.strip()]
-    return [
-        Prompt(f"library/{index}", "code", (text if task is None else task.format(text),), chat=task is not None)
-        for index, (text, task) in enumerate(said)
-    ]
+    prompts = []
+    for index in range(count):
+        file, task = rng.choice(files), TASKS[index % len(TASKS)]
+        text = part(file, index % 2 == 0, rng)
+        said, source = text if task is None else task.format(text), file.relative_to(folder).as_posix()
+        if text.strip():
+            prompts.append(Prompt(f"library/{index}", "code", (said,), task is not None, source))
+    return prompts
 
 
 def part(file: Path, opening: bool, rng: random.Random) -> str:
@@ -96,7 +98,10 @@ def own(seed: int) -> list[Prompt]:
     """
     grids = json.loads(GRID.read_text(encoding="utf-8"))
     pairs = [(task, topic) for grid in grids for task in grid["tasks"] for topic in grid["topics"]]
-    said = [Prompt(f"grid/{n}", "grid", (task.format(topic),)) for n, (task, topic) in enumerate(pairs, start=1)]
+    said = [
+        Prompt(f"grid/{n}", "grid", (task.format(topic),), source=topic)
+        for n, (task, topic) in enumerate(pairs, start=1)
+    ]
     prompts = [*data.jsonl(VARIED), *said]
     random.Random(seed).shuffle(prompts)
     return prompts
@@ -107,9 +112,10 @@ def requests(
 ) -> Iterator[Request]:
     """``count`` requests, from every file, the standard library and further sources in turns.
 
-    A source that is used up begins again. Half of the replies are greedy and half are sampled, but none that
-    repeats a prompt is greedy: it would be the same again. A prompt that an earlier source has too, or that
-    results are measured on (the demo's), is left out.
+    A source that is used up begins again. About half of the replies are greedy and the others are sampled, but
+    none that repeats a prompt is greedy: it would be the same again. Of prompts that are made of one thing all are
+    held out or none is. A prompt that an earlier source has too, or that results are measured on (the demo's), is
+    left out.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -123,10 +129,21 @@ def requests(
         sources.append(found)
     sources += further
     sources = fresh([*sources, library(-(-count // (len(sources) + 1)), seed)])
+    held = {made_of(prompt) for source in sources for prompt in aside(source)}
     for number in range(count):
         index, source = number // len(sources), sources[number % len(sources)]
-        first = index < len(source)
-        yield Request(source[index % len(source)], first and index % 2 == 0, index % len(source) % HELD == 0)
+        prompt, greedy = source[index % len(source)], rng.random() < 0.5
+        yield Request(prompt, greedy and index < len(source), made_of(prompt) in held)
+
+
+def aside(source: Sequence[Prompt]) -> list[Prompt]:
+    """The first of all prompts that are made of one thing, for every tenth thing."""
+    return list({made_of(prompt): prompt for prompt in reversed(source)}.values())[::-1][::HELD]
+
+
+def made_of(prompt: Prompt) -> str:
+    """What a prompt was made of; itself, if of nothing else."""
+    return prompt.source or prompt.id
 
 
 def fresh(sources: Sequence[Sequence[Prompt]]) -> list[Sequence[Prompt]]:

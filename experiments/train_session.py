@@ -96,7 +96,7 @@ class Session:
             self.folder.write_provenance(self.origin(overrides))
         left = self.config.steps - self.trainer.step
         if left:
-            expected = estimate(self.trainer, self.longest, self.batch(0), self.first_check, self.folder.path)
+            expected = estimate(self.trainer, self.longest, self.middling, self.first_check, self.folder.path)
             checks = left // self.config.check_every + 1
             say(self.console, expected.said(left, checks, self.config.keep))
         self.accelerator.wait_for_everyone()
@@ -196,6 +196,14 @@ class Session:
         """A batch of this process, counted from its first one."""
         rows = self.order.batch(number * self.accelerator.num_processes + self.accelerator.process_index)
         return Batch.of([self.parts.texts.train[row] for row in rows], self.parts.verifier.device)
+
+    @property
+    def middling(self) -> Batch:
+        """A batch than which half of the first epoch's are longer."""
+        batches = [self.order.batch(number) for number in range(self.order.per_epoch)]
+        batches.sort(key=lambda rows: max(self.order.sizes[row] for row in rows))
+        rows = [self.parts.texts.train[row] for row in batches[len(batches) // 2]]
+        return Batch.of(rows, self.parts.verifier.device)
 
     @property
     def longest(self) -> Batch:

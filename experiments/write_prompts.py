@@ -12,6 +12,7 @@ import json
 import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -101,16 +102,19 @@ def passages(verifier: FullVerifier, options: argparse.Namespace) -> list[tuple[
 
 
 def tasks(texts: Sequence[tuple[str, str]], count: int, seed: int) -> Iterator[Prompt]:
-    """Prompts on one to three texts each: half ask for a summary, half ask a question behind them."""
+    """Prompts on one to three texts on a topic: half ask for a summary, half ask a question behind them."""
     known, rng = said_in(PASSAGES), random.Random(seed)
+    by_topic: dict[str, list[str]] = {}
+    for topic, text in texts:
+        by_topic.setdefault(topic, []).append(text)
     for number in range(1, count + 1):
-        some = rng.sample(texts, rng.randint(1, min(MOST, len(texts))))
-        text = JOINED.join(passage for _, passage in some)
+        topic, some = rng.choice(list(by_topic.items()))
+        text = JOINED.join(rng.sample(some, rng.randint(1, min(MOST, len(some)))))
         if number % 2:
             said = rng.choice(known["summaries"]).format(text)
         else:
-            said = f"{text}\n\n{rng.choice(known['questions']).format(rng.choice(some)[0])}"
-        yield Prompt(f"passages/{number}", "passages", (said,))
+            said = f"{text}\n\n{rng.choice(known['questions']).format(topic)}"
+        yield Prompt(f"passages/{number}", "passages", (said,), source=topic)
 
 
 def decoded(text: Text, verifier: FullVerifier) -> str:
@@ -126,10 +130,7 @@ def said_in(file: Path) -> Any:
 
 def keep(path: Path, prompts: Iterable[Prompt]) -> int:
     """Write prompts in the project's own format; how many there are."""
-    lines = [
-        json.dumps({"id": p.id, "category": p.category, "turns": p.turns, "chat": p.chat}, ensure_ascii=False)
-        for p in prompts
-    ]
+    lines = [json.dumps(asdict(prompt), ensure_ascii=False) for prompt in prompts]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return len(lines)
 

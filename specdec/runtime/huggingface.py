@@ -156,7 +156,7 @@ class Network:
         return unheard(with_layers(self.module, name, [Stand(self._layers[-1], state_BWX, self._tuples)]))
 
     def outlet(self, device: torch.device) -> Network:
-        """What can ``embed``, ``norm``, ``head`` and ``read_out`` on another device, with copies of their weights."""
+        """What can ``embed``, ``norm``, ``head`` and ``read_out`` on another device, by copies of weights."""
         if device == self.device:
             return self
         if device not in self._outlets:

@@ -69,6 +69,13 @@ def layer_config(settings: Mapping[str, Any]) -> LlamaConfig:
     return config
 
 
+def rotary_before(config: LlamaConfig) -> dict[str, Any]:
+    """``rope_parameters`` by the names before transformers 5, without which others take their defaults."""
+    given = dict(config.rope_parameters)
+    theta, scaled = given.pop("rope_theta"), given.get("rope_type", "default") != "default"
+    return {"rope_theta": theta, "rope_scaling": given if scaled else None}
+
+
 class HeadAttention(LlamaAttention):
     """An attention that can be used in parts.
 

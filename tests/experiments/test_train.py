@@ -173,6 +173,7 @@ def test_the_head_comes_with_a_card_and_where_it_is_from(done: Done, target: Pat
     last = done.log[-1]["accepted_tokens"]
     assert f"| tokens per forward of the target | {last:.3f}" in card and origin["accepted_tokens"] == last
     assert f"base_model: {target.name}" in card and "prompts.jsonl; code of" in card and "rate: 0.02" in card
+    assert "'prompts=[prompts.jsonl]'" in card
     assert str(done.folder.parent) not in card and str(target) not in card
     assert origin["git"] is None or origin["git"]["revision"] in card
     assert origin["command"].startswith("specdec-train head=toy")

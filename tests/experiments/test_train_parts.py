@@ -138,6 +138,18 @@ class TestPrompts:
         assert all(sides) and not sides[0] & sides[1]
         assert {f"say {n}" for n in range(40)} | {f"tell {n}" for n in range(40)} <= sides[0] | sides[1]
 
+    def test_what_is_made_of_one_thing_is_on_one_side_only(self, tmp_path: Path) -> None:
+        file, things = tmp_path / "a.jsonl", [f"thing {n % 20}" for n in range(100)]
+        lines = [{"prompt": f"say {n} of {thing}", "source": thing} for n, thing in enumerate(things)]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        asked = list(requests([file], 400, 1, [own(1)]))
+        known = [request for request in asked if request.prompt.source]
+        sides = [{request.prompt.source for request in known if request.held == held} for held in (True, False)]
+        assert all(sides) and not sides[0] & sides[1]
+        assert any(thing in sides[0] for thing in things) and any(str(name).endswith(".py") for name in sides[0])
+        greedy = [request.greedy for request in asked if request.held]
+        assert 0.2 < sum(greedy) / len(greedy) < 0.8
+
     def test_what_results_are_measured_on_is_left_out(self, tmp_path: Path) -> None:
         demo, file = data.demo(), tmp_path / "mine.jsonl"
         file.write_text("".join(json.dumps({"prompt": turn}) + "\n" for turn in (demo[0].turns[0], "mine")))

@@ -35,15 +35,14 @@ def test_a_target_that_ends_no_turn_in_time_is_named(tiny_model_dir: Path, tmp_p
 
 
 def test_half_of_the_tasks_ask_a_question_on_one_of_their_texts() -> None:
-    texts = [("owls", "Owls fly."), ("tea", "Tea is hot."), ("maps", "Maps fold.")]
-    asked = [prompt.turns[0] for prompt in tasks(texts, 40, 0)]
-    assert all(any(text in said for _, text in texts) for said in asked)
-    questions = asked[1::2]
-    assert all(said.split("\n\n")[0].count(".") in (1, 2, 3) for said in questions)
-    for said in questions:
-        passages, question = said.split("\n\n")
-        (topic,) = (topic for topic, _ in texts if topic in question)
-        assert dict(texts)[topic] in passages
+    texts = {"owls": ["Owls fly.", "Owls eat."], "tea": ["Tea is hot."]}
+    asked = list(tasks([(topic, text) for topic, some in texts.items() for text in some], 40, 0))
+    assert {prompt.source for prompt in asked} == set(texts)
+    for number, prompt in enumerate(asked, start=1):
+        (said,) = prompt.turns
+        held = [text for some in texts.values() for text in some if text in said]
+        assert held and set(held) <= set(texts[prompt.source])
+        assert number % 2 or prompt.source in said.split("\n\n")[1]
 
 
 def test_what_stands_before_a_users_words(tiny_model_dir: Path) -> None:
