@@ -13,7 +13,9 @@ from torch.nn.functional import silu
 import specdec
 from drafters import Eagle3Drafter
 from drafters.eagle3_head import Eagle3Head
+from drafters.trainable import FrozenTarget
 from specdec import Sampling, Tap
+from specdec.runtime import load
 from verifiers import FullVerifier
 
 LAYERS = (1, 2, 4)
@@ -220,6 +222,29 @@ def test_what_is_saved_loads_to_the_same_weights(head, tmp_path, layout):
     assert first.read_bytes() == second.read_bytes()
     with pytest.raises(ValueError, match="layout must be one of eagle3, speculators, not 'gguf'"):
         head.save(tmp_path / "no", "gguf")
+
+
+@pytest.mark.parametrize("layout", ["eagle3", "speculators"])
+def test_others_find_angles_and_layers_where_they_look(head, tmp_path, layout):
+    """Programs of the time before ``rope_parameters`` take 10 000 where there is no ``rope_theta``."""
+    scaled = {"rope_type": "linear", "factor": 2.0}
+    made = Eagle3Head({**SETTINGS, "rope_theta": 5e5, "rope_scaling": dict(scaled)}, 32, KNOWN, LAYERS)
+    made.save(tmp_path, layout)
+    told = json.loads((tmp_path / "config.json").read_text())
+    sizes = told["transformer_layer_config"] if layout == "speculators" else told
+    assert sizes["rope_theta"] == 5e5 and sizes["rope_scaling"] == scaled
+    assert told["eagle_aux_hidden_state_layer_ids"] == list(LAYERS)
+    assert told["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [layer - 1 for layer in LAYERS]
+    assert Eagle3Head.load(tmp_path).layers == LAYERS
+    torch.testing.assert_close(Eagle3Head.load(tmp_path).rotary.inv_freq, made.rotary.inv_freq)
+
+
+@pytest.mark.parametrize("layout", ["eagle3", "speculators"])
+def test_a_head_for_a_target_of_another_depth_is_refused(target, tmp_path, layout):
+    Eagle3Head.fresh(FrozenTarget(load(target).model.network)).save(tmp_path, layout)
+    specdec.generate(FullVerifier(target), Eagle3Drafter(tmp_path), [1, 2, 3], 4)
+    with pytest.raises(ValueError, match="number of layers of 4, but this one has 6"):
+        specdec.generate(FullVerifier(llama(num_hidden_layers=6)), Eagle3Drafter(tmp_path), [1, 2, 3], 4)
 
 
 @pytest.mark.parametrize(
