@@ -164,11 +164,13 @@ class ProcessLink:
         if self._assembly is not None:
             if self._ends.child is not None:
                 end(self._ends.child)
-            self._ends.child = started(self._assembly, self._at)
+            self._ends.child = started(self._at)
         self._meeting_thread = threading.Thread(target=self._await, name="meeting", daemon=True)
         self._meeting_thread.start()
 
     def _await(self) -> None:
+        if self._ends.child is not None and not self._handed(self._ends.child):
+            return
         while (arrived := self._at.store.add(ARRIVALS, 0)) <= self._met:
             if self._ends.child is not None and self._ends.child.poll() is not None:
                 return
@@ -180,6 +182,20 @@ class ProcessLink:
             log.warning("%s", error)
         except ValueError as error:
             self._misfit = str(error)
+
+    def _handed(self, child: subprocess.Popen[bytes]) -> bool:
+        """Hand the drafter's side over, which takes as long as the process takes to begin; whether it took it."""
+        stream: Any = child.stdin
+        try:
+            with stream:
+                pickle.dump(self._assembly, stream)
+        except OSError as error:  # it has ended
+            log.warning("the drafter's process has ended before it began: %s", error)
+            return False
+        except Exception as error:  # whatever a part of it raises that cannot be sent
+            self._misfit = f"the drafter cannot be sent to another process: {error}"
+            return False
+        return True
 
 
 @contextmanager
@@ -194,18 +210,14 @@ def sharing_cores(device: torch.device | None) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def started(assembly: Assembly, at: Rendezvous) -> subprocess.Popen[bytes]:
-    """A process that serves a drafter; Ctrl-C does not reach it, it ends when its connection does."""
+def started(at: Rendezvous) -> subprocess.Popen[bytes]:
+    """A process that waits for what it is to serve; Ctrl-C does not reach it, it ends when its connection does."""
     store: Any = at.store  # one that this process has opened, so it has a port
-    child = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-c", PREFACE.format(path=sys.path, address=f"{at.host}:{store.port}")],
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
-    stream: Any = child.stdin
-    with stream:
-        pickle.dump(assembly, stream)
-    return child
 
 
 def finish(ends: Ends) -> None:

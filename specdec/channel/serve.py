@@ -59,7 +59,8 @@ class Assembly:
 
 def main(address: str) -> None:
     """Serve the assembly that comes through standard input to the target at "host:port"."""
-    made = Service(pickle.load(sys.stdin.buffer))
+    # What cannot be read here, such as a class of the other side's own script, is told as what cannot be made is.
+    made = Service(lambda: pickle.load(sys.stdin.buffer)())
     made.serve(Rendezvous.of(address, opens=False))
     os._exit(0)  # a thread still listens to a connection that is over
 
