@@ -188,8 +188,7 @@ class Eagle3Head(nn.Module):
         self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Network, **attention: Any
     ) -> Tensor:
         """See ``FeatureHead``."""
-        embedded_BWX = self.embedded(tokens_BW, target).to(features_BWX.dtype)
-        return self.midlayer(embedded_BWX, features_BWX, self.rotary(features_BWX, positions_BW), **attention)
+        return self.reading(tokens_BW, target)(features_BWX, positions_BW, **attention)
 
     def embedded(self, tokens_BW: Tensor, target: Network) -> Tensor:
         """[B, W, X] by its own embedding or the target's."""
