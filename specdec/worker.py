@@ -128,7 +128,10 @@ class DraftWorker:
 
     @torch.inference_mode()
     def open(self, opening: Opening) -> Ready:
-        """Read the rows. A drafter that does not fit says why."""
+        """Read the rows. A drafter that does not fit says why; one that has come further already goes on."""
+        desk = self._desk
+        if desk is not None and desk.generation == opening.generation and opening.round < desk.round:
+            return Ready(opening.generation, wants=self._guarded.wants)
         seq = rows_of(opening, self._device)
         target = replace(self._target or Absent(0, self._device), vocab_size=opening.vocab_size)
         refusal = self._guarded.refusal(cast(Verifier, target), seq)

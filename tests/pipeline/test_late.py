@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager
 
 import pytest
+import torch
 
 import specdec
 from drafters import ModelDrafter, NullDrafter
@@ -16,7 +17,7 @@ from specdec.channel.inline import InlineLink
 from specdec.channel.sides import worker_for
 from specdec.exit import Exit
 from specdec.forecast import AllAccepted, Blend, DraftTopK, EarlyExitTopK
-from specdec.messages import Ready, Window
+from specdec.messages import Opening, Outcome, Ready, Window
 from verifiers import FullVerifier
 
 ROUND = 3  # whose window does not come in time
@@ -54,6 +55,17 @@ class Reading(InlineLink):
         return None
 
 
+class Again(InlineLink):
+    """The opening comes once more in the middle of the reply."""
+
+    def send(self, message):
+        super().send(message)
+        if isinstance(message, Opening):
+            self._opening = message
+        elif isinstance(message, Outcome) and message.round == ROUND:
+            super().send(self._opening)
+
+
 class Through(Inline):
     """A channel over such a link."""
 
@@ -67,6 +79,13 @@ class Through(Inline):
 
 def run(target, drafter, forecast, channel, new=NEW):
     return specdec.generate(FullVerifier(target), drafter, [1, 2, 3], new, forecast=forecast, channel=channel)
+
+
+def test_an_opening_that_comes_again_changes_nothing(tiny_target):
+    drafter = ModelDrafter(tiny_target, length=3)
+    once, twice = (run(tiny_target, drafter, DraftTopK(2), Through(link)) for link in (InlineLink, Again))
+    assert torch.equal(twice.tokens, once.tokens) and not twice.metrics.faults
+    assert twice.metrics.mean_accepted_tokens == once.metrics.mean_accepted_tokens > 2
 
 
 @pytest.mark.parametrize("shape", [{}, {"width": 2, "nodes": 5}], ids=["chain", "tree"])
