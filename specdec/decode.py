@@ -136,7 +136,7 @@ def together(
         verifier.begin(seq, guarded.wants, forecast.exit)
         network = verifier.model.network
         outlet = network if forecast.exit is None else network.outlet(side.drafter)
-        duet = Duet(drafter, guarded, outlet, forecast, side, trace)
+        duet = Duet(drafter, guarded, outlet, forecast, accept.weighs, side, trace)
         duet.open(theirs, noise)
         stage = Stage(replay, trace, (verifier.model,), guarded.static, verifier.width)
         seq = pipelined(seq, duet, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
@@ -171,6 +171,7 @@ def opening(seq: Sequences, verifier: Verifier, accept: AcceptanceRule, seed: in
         sampling=seq.sampling,
         seed=seed,
         coupled=accept.coupled,
+        weighs=accept.weighs,
         vocab_size=verifier.vocab_size,
     )
 

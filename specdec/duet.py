@@ -15,7 +15,7 @@ from torch import Tensor
 
 from specdec.book import Book, either
 from specdec.guard import Guarded
-from specdec.hypotheses import Hypotheses
+from specdec.hypotheses import Hypotheses, judged
 from specdec.loop import directly, propose
 from specdec.noise import Noise
 from specdec.parts import Settled, follow, foresee, look, prepare, read, resume, settle
@@ -37,16 +37,24 @@ class Duet:
         guarded: the same, guarded.
         outlet: the target's norm and head on the drafter's device, see ``Network.outlet``.
         forecast: which outcomes to prepare for.
+        weighs: whether the acceptance rule looks at the drafter's laws.
         side: the drafter's queue.
         trace: takes hits, spans and faults.
     """
 
     def __init__(
-        self, drafter: Any, guarded: Guarded, outlet: Network, forecast: Forecast, side: Side, trace: Trace
+        self,
+        drafter: Any,
+        guarded: Guarded,
+        outlet: Network,
+        forecast: Forecast,
+        weighs: bool,
+        side: Side,
+        trace: Trace,
     ) -> None:
         self.hint = side.signal
         self._drafter, self._guarded, self._outlet, self._forecast = drafter, guarded, outlet, forecast
-        self._side, self._trace = side, trace
+        self._weighs, self._side, self._trace = weighs, side, trace
         self._prepares = hasattr(drafter, "branch")
 
     def open(self, seq: Sequences, noise: Noise) -> None:
@@ -129,7 +137,7 @@ class Duet:
 
     def _foreseen(self, early_BMX: Tensor | None) -> Hypotheses:
         """Read the early exit out as soon as it is passed, beside what the drafter has to read; forecast."""
-        told, early = (self._seq, self._window), None
+        told, early = (self._seq, judged(self._window, self._weighs)), None
         if early_BMX is not None:
             with self._side.reading(self._standing, self.hint.event):
                 there_BMX = self._side.bring(early_BMX)

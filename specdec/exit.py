@@ -16,7 +16,7 @@ from specdec.hypotheses import Candidates
 from specdec.runtime import CachedModel
 from specdec.runtime.readout import Glance
 from specdec.sampling import Sampling
-from specdec.translator import load_translator
+from specdec.translator import check_depth, load_translator
 from specdec.types import Draft
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ class Exit:
         """The layer in a model.
 
         Raises:
-            ValueError: it has no such layer, or fewer tokens than ``top``, or there is no such trained exit.
+            ValueError: it has no such layer, or fewer tokens than ``top``; there is no such trained exit, or it is
+                for a target of another depth.
         """
         depth = model.network.depth
         layer = depth // 2 if self.layer is None else self.layer
@@ -77,6 +78,8 @@ class Exit:
         if self.top > model.vocab_size:
             raise ValueError(f"the target has {model.vocab_size} tokens: an early exit cannot name {self.top}")
         self.map  # noqa: B018 - what is missing is said before the first token
+        if self.trained is not None:
+            check_depth(self.trained, depth)
         return layer
 
     def glance(self, model: CachedModel, draft: Draft, sampling: Sampling, hint: Hint) -> Glance:

@@ -6,7 +6,7 @@ row, R siblings, V target vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from specdec import tree
 from specdec.types import Draft
 
 SURE = 0.999  # no token is taken to be accepted, or refused, beyond doubt
+DOUBT = 0.1  # share of what both laws allow that is not counted on: the target's law is an estimate here
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,49 @@ class Hypotheses:
 
     @classmethod
     def likeliest(cls, candidates: Candidates, draft: Draft, budget: int | None) -> Hypotheses:
-        """The ``budget`` outcomes of the largest chance to be reached and to be right; None takes all."""
-        gain_BMK = reach(candidates.window, draft)[..., None] + candidates.scores
-        gain_BMK = gain_BMK.masked_fill(refused(candidates.tokens, draft), -torch.inf)
+        """The ``budget`` outcomes of the largest chance to be reached and to be right; None takes all.
+
+        A draft with laws [B, N, V] is taken to be judged by them, one without by the target's own draws.
+        """
+        foreseen = drawn(candidates, draft) if draft.laws is None else weighed(candidates, draft, draft.laws)
+        gain_BMK = foreseen.masked_fill(refused(candidates.tokens, draft), -torch.inf)
         count = candidates.tokens.shape[-1]
         flat_BX = gain_BMK.flatten(1)
         best = flat_BX.topk(min(budget or flat_BX.shape[1], flat_BX.shape[1]), -1)
         nodes_BX = torch.where(best.values > -torch.inf, best.indices // count - 1, tree.PAD)
         return cls(nodes_BX, candidates.tokens.flatten(1).gather(1, best.indices))
+
+
+def judged(window: Draft, weighs: bool) -> Draft:
+    """A window as the acceptance rule sees it: without laws where it does not look at them."""
+    return window if weighs else replace(window, laws=None)
+
+
+def drawn(candidates: Candidates, draft: Draft) -> Tensor:
+    """float [B, M, K]: log-chance of each outcome where the target draws a token, whatever the drafter proposes.
+
+    Path and token are drawn by the same law, so that a token which is no child needs no child to be refused first.
+    """
+    return arrival(candidates.window.float().exp(), draft)[..., None] + candidates.scores
+
+
+def weighed(candidates: Candidates, draft: Draft, laws_BNV: Tensor) -> Tensor:
+    """float [B, M, K]: log-chance of each outcome where a token x of a law q is accepted with min(1, p(x)/q(x)).
+
+    What is drawn if all children are refused follows norm((p - q)+). Taken at its word, a drafter's estimate of p
+    (its own law) would let nothing be refused: so ``DOUBT`` of min(p, q) is left out. Children of one place are
+    taken to have one law.
+    """
+    own_BN = laws_BNV.gather(-1, draft.tokens[..., None])[..., 0].clamp(min=torch.finfo(laws_BNV.dtype).tiny)
+    taken_BN = (1 - DOUBT) * (candidates.window.float().exp() / own_BN).clamp(max=1)
+    p_BMK = candidates.scores.float().exp()
+    q_BMK = proposed(candidates.tokens, draft, laws_BNV).masked_fill(p_BMK == 0, 0)
+    shared_BMK = torch.minimum(p_BMK, q_BMK)
+    # Of the tokens that are not named all is taken to be shared that can be: a bound, and small.
+    others_BM = torch.minimum(unnamed(p_BMK), unnamed(q_BMK)).masked_fill(q_BMK.sum(-1) == 0, 0)
+    left_BM = 1 - (1 - DOUBT) * (shared_BMK.sum(-1) + others_BM)
+    drawn_BMK = ((p_BMK - (1 - DOUBT) * shared_BMK) / left_BM[..., None]).log()
+    return (arrival(taken_BN, draft) + refusal(taken_BN, draft))[..., None] + drawn_BMK
 
 
 def of_window(scores_BMV: Tensor, draft: Draft) -> Tensor:
@@ -75,19 +111,39 @@ def of_window(scores_BMV: Tensor, draft: Draft) -> Tensor:
     return rows_BNV.gather(-1, draft.tokens[..., None])[..., 0]
 
 
-def reach(window_BN: Tensor, draft: Draft) -> Tensor:
-    """float [B, M]: log-chance that the accepted path ends at each place; minus infinity for padding.
+def arrival(taken_BN: Tensor, draft: Draft) -> Tensor:
+    """float [B, M]: log-chance that the accepted path comes to each place; minus infinity for padding.
 
-    Every node on the way is accepted, with the chance of its token, and every child of the end is refused.
+    Args:
+        taken_BN: chance of each node to be accepted where its parent is.
+        draft: the window.
     """
     real_BN = draft.parents != tree.PAD
-    chance_BN = window_BN.float().exp().clamp(1 - SURE, SURE)
-    taken_BN = torch.where(real_BN, chance_BN.log(), 0)
-    left_BN = torch.where(real_BN, (-chance_BN).log1p(), 0)
-    on_way_BN = (draft.ancestors * taken_BN[:, None]).sum(-1).masked_fill(~real_BN, -torch.inf)
+    log_BN = torch.where(real_BN, taken_BN.clamp(1 - SURE, SURE).log(), 0)
+    return pad((draft.ancestors * log_BN[:, None]).sum(-1).masked_fill(~real_BN, -torch.inf), (1, 0))
+
+
+def refusal(taken_BN: Tensor, draft: Draft) -> Tensor:
+    """float [B, M]: log-chance that every child of a place is refused; see ``arrival``."""
+    real_BN = draft.parents != tree.PAD
+    left_BN = torch.where(real_BN, (-taken_BN.clamp(1 - SURE, SURE)).log1p(), 0)
     above_BN = torch.where(real_BN, draft.parents + 1, 0)
-    refused_BM = pad(torch.zeros_like(left_BN), (1, 0)).scatter_add(1, above_BN, left_BN)
-    return pad(on_way_BN, (1, 0)) + refused_BM
+    return pad(torch.zeros_like(left_BN), (1, 0)).scatter_add(1, above_BN, left_BN)
+
+
+def proposed(tokens_BMK: Tensor, draft: Draft, laws_BNV: Tensor) -> Tensor:
+    """float [B, M, K]: chance of candidates by the law that a place's children were drawn from, 0 without any."""
+    if draft.size == 0:
+        return torch.zeros_like(tokens_BMK, dtype=laws_BNV.dtype)
+    child_BM = draft.children[..., 0]
+    place_BMK = child_BM.clamp(min=0)[..., None] * laws_BNV.shape[-1] + tokens_BMK
+    q_BX = laws_BNV.flatten(1).gather(1, place_BMK.flatten(1))
+    return q_BX.reshape(tokens_BMK.shape).masked_fill((child_BM < 0)[..., None], 0)
+
+
+def unnamed(chance_BMK: Tensor) -> Tensor:
+    """float [B, M]: what is left of a law beside its named tokens."""
+    return (1 - chance_BMK.sum(-1)).clamp(min=0)
 
 
 def refused(tokens_BMK: Tensor, draft: Draft) -> Tensor:

@@ -18,7 +18,7 @@ from specdec.sampling import Sampling
 from specdec.trace import Span
 from specdec.types import Advice, Draft, Want
 
-VERSION = 3  # of all messages together: sides of different versions do not talk
+VERSION = 4  # of all messages together: sides of different versions do not talk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ class Opening(Dated):
         lengths, prompts, limits: int64 [B], as in ``Sequences``.
         sampling: the law the target decodes under.
         seed, coupled: of the noise.
+        weighs: whether the acceptance rule looks at the drafter's laws.
         vocab_size: V of the target.
-        vocabulary: digest of its tokens, empty where it is unknown.
     """
 
     generation: int
@@ -56,8 +56,8 @@ class Opening(Dated):
     sampling: Sampling
     seed: int
     coupled: bool
+    weighs: bool
     vocab_size: int
-    vocabulary: str = ""
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,11 @@ class AcceptanceRule(Protocol):
         """Whether drafters share the target's noise."""
         ...
 
+    @property
+    def weighs(self) -> bool:
+        """Whether a token's chance is weighed against the law it was drafted by, as min(1, p/q)."""
+        ...
+
     def __call__(self, draft: Draft, law_BMV: Tensor, noise: Noise) -> Verdict:
         """Decide which nodes are accepted, and the token that follows them."""
         ...

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from specdec.book import Book, counted, either
 from specdec.guard import Guarded
-from specdec.hypotheses import Candidates
+from specdec.hypotheses import Candidates, judged
 from specdec.messages import Early, Message, Opening, Outcome, Ready, Window, journey
 from specdec.noise import Noise
 from specdec.protocols import Drafter, Forecast, Verifier
@@ -53,6 +53,7 @@ class Desk:
     round: int
     seq: Sequences
     noise: Noise
+    weighs: bool
     window: Draft
     own: Tensor | None = None
     book: Book | None = None
@@ -138,7 +139,12 @@ class DraftWorker:
         if refusal:
             return Ready(opening.generation, refusal)
         self._desk = Desk(
-            opening.generation, opening.round, seq, noise_of(opening, self._device), Draft.empty(seq.lengths)
+            opening.generation,
+            opening.round,
+            seq,
+            noise_of(opening, self._device),
+            opening.weighs,
+            Draft.empty(seq.lengths),
         )
         return Ready(opening.generation, wants=self._guarded.wants)
 
@@ -196,7 +202,7 @@ class DraftWorker:
             return
         context = desk.seq.context()
         with self._caring(desk, "branch"):
-            outcomes = self._forecast(desk.window, desk.seq.sampling.soft(desk.own), early)
+            outcomes = self._forecast(judged(desk.window, desk.weighs), desk.seq.sampling.soft(desk.own), early)
             drafts = self._guarded.branch(context, desk.window, outcomes, desk.noise)
             desk.book = Book.of(desk.seq.lengths, outcomes, drafts)
 

@@ -27,6 +27,7 @@ class Block:
 
     lossless = True
     coupled = False
+    weighs = True
 
     def __call__(self, draft: Draft, law_BMV: Tensor, noise: Noise) -> Verdict:
         """Row m of ``law_BMV`` is p after the last committed token (m = 0) or after node m - 1."""

@@ -25,6 +25,7 @@ class Match:
 
     lossless = True
     coupled = False
+    weighs = False
 
     def __call__(self, draft: Draft, law_BMV: Tensor, noise: Noise) -> Verdict:
         """Row m of ``law_BMV`` is p after the last committed token (m = 0) or after node m - 1."""
@@ -45,3 +46,4 @@ class Coupled(Match):
     """
 
     coupled = True
+    weighs = True  # drafter and target meet in what both laws allow, by the noise that they share

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from specdec.exit import Exit
 from specdec.forecast.draft_topk import check_counts, looked
-from specdec.forecast.early_exit_topk import RAW, spoken
+from specdec.forecast.early_exit_topk import spoken
 from specdec.hypotheses import Candidates, Hypotheses, of_window
 from specdec.types import Draft
 
@@ -28,7 +28,8 @@ class Blend:
     exit names.
 
     Attributes:
-        exit: where the target speaks early, and how many tokens it names per place.
+        exit: where the target speaks early, and how many tokens it names per place. A trained one: blending in a
+            raw exit prepares for less than the drafter alone does (docs/drafting-ahead.md).
         top: tokens per place that the drafter names.
         branches: outcomes to prepare, the ones of the largest chance; None takes all.
         weight: of the early exit, 0 to 1; the rest is the drafter's.
@@ -37,7 +38,7 @@ class Blend:
         ValueError: a number below 1, or a weight outside 0 to 1.
     """
 
-    exit: Exit = RAW
+    exit: Exit
     top: int = 8
     branches: int | None = 16
     weight: float = 0.8

@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -74,8 +73,10 @@ class Training:
             status = run_main()
         return Done(status, " ".join(out.getvalue().split()), self.place / folder)
 
-    def elsewhere(self, *overrides: str, folder: str = "run", **environment: str) -> Done:
-        command = [sys.executable, "-m", "experiments.train", *self.words(overrides, folder)]
+    def elsewhere(
+        self, *overrides: str, folder: str = "run", launcher: tuple[str, ...] = (), **environment: str
+    ) -> Done:
+        command = [sys.executable, *launcher, "-m", "experiments.train", *self.words(overrides, folder)]
         done = subprocess.run(
             command, capture_output=True, text=True, cwd=self.place, env=told(**environment), check=False
         )
@@ -301,27 +302,12 @@ def test_an_own_folder_is_not_overwritten(training: Training) -> None:
     assert ended.status == 1 and "pass another out=<folder>" in ended.said and (mine / "thesis.txt").exists()
 
 
-def test_two_processes_learn_from_the_batches_of_one_that_accumulates_two(
-    training: Training, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_learn_from_the_batches_of_one_that_accumulates_two(training: Training) -> None:
     alone = training("steps=6", "accumulate=2", folder="alone")
     assert alone.status == 0, alone.said
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    at = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    words = [sys.executable, "-m", "experiments.train", *training.words(("steps=6",), "both")]
-    other = subprocess.Popen(
-        words, env=told(**at, RANK="1", LOCAL_RANK="1"), cwd=training.place, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        for name, value in {**at, "RANK": "0", "LOCAL_RANK": "0"}.items():
-            monkeypatch.setenv(name, value)
-        both = training("steps=6", folder="both")
-        said = other.communicate(timeout=120)[1]
-    finally:
-        other.kill()
-    assert (both.status, other.returncode) == (0, 0), both.said + said
-    assert "the head is in" in both.said and "the head is in" not in said
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--local-addr=127.0.0.1")
+    both = training.elsewhere("steps=6", folder="both", launcher=torchrun)
+    assert both.status == 0, both.said
+    assert both.said.count("the head is in") == 1
     assert [record["step"] for record in both.log] == list(range(7))
     torch.testing.assert_close(both.weights, alone.weights, rtol=1e-3, atol=1e-5)

@@ -41,16 +41,10 @@ def brute(draft: Draft, own: torch.Tensor, exit: torch.Tensor, weight: float) ->
         for token in {*named, *sorted(range(VOCABULARY), key=lambda t: -q[place][t])[:TOP]}:
             mixed = weight * (p[place][token] if token in named else unnamed) + (1 - weight) * q[place][token]
             if place == NODES or token != window[place]:
-                chances[place, token] = mixed * way * (1 - right(p, q, window, place, weight))
-        way *= right(p, q, window, place, weight)
+                chances[place, token] = mixed * way
+        if place < NODES:
+            way *= weight * p[place][window[place]] + (1 - weight) * q[place][window[place]]
     return sorted(chances, key=lambda outcome: -chances[outcome])
-
-
-def right(p, q, window, place: int, weight: float) -> float:
-    """Chance that the next token of the window is accepted; none is drafted behind the last."""
-    if place == NODES:
-        return 0.0
-    return weight * p[place][window[place]] + (1 - weight) * q[place][window[place]]
 
 
 @pytest.mark.parametrize("weight", [0.2, 0.5, 0.8])

@@ -154,6 +154,15 @@ class TestExit:
             )
 
 
+    def test_one_for_another_depth_is_an_error_before_the_target_runs(self, tmp_path: Path) -> None:
+        for depth in (4, 30):
+            save_translators(tmp_path / f"{depth}.safetensors", {2: Translator(weights())}, depth=depth)
+        begin = FullVerifier(llama()).begin
+        begin(Sequences.start([[1, 2, 3]], 4), exit=Exit(2, trained=str(tmp_path / "4.safetensors")))
+        with pytest.raises(ValueError, match="for a target of 30 layers, but this one has 4"):
+            begin(Sequences.start([[1, 2, 3]], 4), exit=Exit(2, trained=str(tmp_path / "30.safetensors")))
+
+
 def said(exit: Exit, dtype: str) -> Candidates:
     """What the exit says of a window of a tiny target."""
     model = load(llama().to(getattr(torch, dtype))).model
