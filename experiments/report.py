@@ -219,6 +219,7 @@ def ahead_cells(ahead: Ahead) -> dict[str, str]:
     return {
         "hit rate, %": percent(ahead.hit_rate),
         "  at accepted length 0, 1, …": " ".join(map(percent, ahead.rates())) or "–",
+        "named early at position 0, 1, …, %": " ".join(map(percent, ahead.omega.values())) or "–",
         "hidden share, %": percent(ahead.hidden),
         "exposed, ms/round": number(ahead.exposed_ms),
         "target idle, ms/round": number(ahead.target_idle_ms),

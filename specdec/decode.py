@@ -20,6 +20,7 @@ from specdec.guard import Guarded
 from specdec.loop import pipelined, serial
 from specdec.messages import Opening, moved
 from specdec.noise import Noise, Still
+from specdec.overheard import Overheard
 from specdec.partner import Partner
 from specdec.protocols import AcceptanceRule, Channel, Drafter, Forecast, Verifier
 from specdec.runtime import CachedModel
@@ -100,6 +101,7 @@ def pipeline(
         partner = Partner(link, trace, channel.patience)
         partner.open(opening(seq, verifier, accept, seed), verifier.device)
         verifier.begin(seq, partner.wants, forecast.exit)
+        accept = Overheard(accept, partner.weigh)
         return pipelined(seq, partner, verifier, accept, noise_for(seq, seed, accept), trace, stage)
 
 

@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from specdec.trace import Round, Span, Trace
 
 Interval = tuple[float, float]
+C = TypeVar("C", "Hits", "Named")
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,32 @@ class Hits:
     outcomes: int
     prepared: int
 
+    def __add__(self, other: Hits) -> Hits:
+        return Hits(self.outcomes + other.outcomes, self.prepared + other.prepared)
+
     @property
     def rate(self) -> float | None:
         """Share that was ready, None without outcomes."""
         return self.prepared / self.outcomes if self.outcomes else None
+
+
+@dataclass(frozen=True)
+class Named:
+    """Places at one position of a window: how many decoding has reached, and the law's mass on what was named."""
+
+    places: int
+    mass: float
+
+    def __add__(self, other: Named) -> Named:
+        return Named(self.places + other.places, self.mass + other.mass)
+
+    @property
+    def mean(self) -> float:
+        """Omega at this position."""
+        return self.mass / self.places
+
+
+TABLES: dict[str, type[Hits] | type[Named]] = {"hits": Hits, "omega": Named}
 
 
 @dataclass(frozen=True)
@@ -46,6 +69,8 @@ class Overlap:
         fallbacks: those in which such a row had no draft ready: it waited for a fresh one, or went without.
         branches: outcomes that had been prepared for them.
         hits: by accepted length, of rows that went on.
+        omega: by position of the window, the mass of the law that is decoded on the tokens that the target's early
+            exit had named; empty where nobody looked, see ``Handover``.
     """
 
     rounds: int
@@ -60,6 +85,7 @@ class Overlap:
     fallbacks: int
     branches: int
     hits: dict[int, Hits]
+    omega: dict[int, Named]
 
     @property
     def prepared(self) -> int:
@@ -94,15 +120,19 @@ class Overlap:
     @classmethod
     def read(cls, figures: Mapping[str, Any]) -> Overlap:
         """What ``as_dict`` gave, or what a file made of it."""
-        hits = {int(length): Hits(**counts) for length, counts in figures["hits"].items()}
-        return cls(**{field.name: figures[field.name] for field in fields(cls)} | {"hits": hits})
+        tables = {
+            name: {int(place): kind(**counts) for place, counts in figures[name].items()}
+            for name, kind in TABLES.items()
+        }
+        return cls(**{field.name: figures[field.name] for field in fields(cls)} | tables)
 
     @classmethod
     def pooled(cls, several: Sequence[Overlap]) -> Overlap:
         """Several generations together."""
-        names = [field.name for field in fields(cls) if field.name != "hits"]
+        names = [field.name for field in fields(cls) if field.name not in TABLES]
         sums = {name: sum(getattr(one, name) for one in several) for name in names}
-        return cls(**sums, hits=pooled(one.hits for one in several))
+        hits, omega = pooled(one.hits for one in several), pooled(one.omega for one in several)
+        return cls(**sums, hits=hits, omega=omega)
 
     @classmethod
     def of(cls, trace: Trace) -> Overlap:
@@ -115,7 +145,7 @@ class Overlap:
         drafting = union(within(span, start, end) for span in trace.spans if drafts(span))
         drafter, exposed = total(drafting), total(common(drafting, idle))
         met = list(outcomes(trace))
-        rounds = {index for index, _, _ in met}
+        rounds = {one.round for one in met}
         return cls(
             rounds=len(targets[1:]),
             seconds=end - start,
@@ -126,35 +156,41 @@ class Overlap:
             drafter_idle=end - start - drafter,
             rendezvous=total(idle) - exposed,
             handovers=len(rounds),
-            fallbacks=len({index for index, _, hit in met if not hit}),
+            fallbacks=len({one.round for one in met if not one.hit}),
             branches=sum(trace.handovers[index].branches for index in rounds),
-            hits=by_length((accepted, hit) for _, accepted, hit in met),
+            hits=pooled({one.accepted: Hits(1, int(one.hit))} for one in met),
+            omega=pooled({place: Named(1, mass)} for one in met for place, mass in enumerate(one.omega)),
         )
 
 
-def outcomes(trace: Trace) -> Iterator[tuple[int, int, bool]]:
-    """Round, accepted length and hit of every outcome that its row went on from, prefill's left out."""
+@dataclass(frozen=True)
+class Met:
+    """An outcome that its row went on from: its round, how many tokens were accepted, and see ``Handover``."""
+
+    round: int
+    accepted: int
+    hit: bool
+    omega: tuple[float, ...]
+
+
+def outcomes(trace: Trace) -> Iterator[Met]:
+    """Every outcome that its row went on from, prefill's left out."""
     by_row: dict[int, list[Round]] = defaultdict(list)
     for entry in trace.rounds:
         by_row[entry.row].append(entry)
     for row, entries in by_row.items():
         for index, (entry, handover) in enumerate(zip(entries[:-1], trace.handovers, strict=False)):
             if index:
-                yield index, entry.accepted, handover.hit[row]
+                omega = handover.omega[row] if handover.omega else ()
+                yield Met(index, entry.accepted, handover.hit[row], omega)
 
 
-def by_length(met: Iterable[tuple[int, bool]]) -> dict[int, Hits]:
-    """Hits by accepted length, of accepted lengths and whether a draft was ready."""
-    return pooled({accepted: Hits(1, int(hit))} for accepted, hit in met)
-
-
-def pooled(several: Iterable[Mapping[int, Hits]]) -> dict[int, Hits]:
-    """Hits by accepted length, of several generations together."""
-    sums: dict[int, Hits] = {}
-    for hits in several:
-        for length, one in hits.items():
-            so_far = sums.get(length, Hits(0, 0))
-            sums[length] = Hits(so_far.outcomes + one.outcomes, so_far.prepared + one.prepared)
+def pooled(several: Iterable[Mapping[int, C]]) -> dict[int, C]:
+    """Counts by accepted length or position, of several outcomes or generations together."""
+    sums: dict[int, C] = {}
+    for counts in several:
+        for place, one in counts.items():
+            sums[place] = sums[place] + one if place in sums else one
     return dict(sorted(sums.items()))
 
 

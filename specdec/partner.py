@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specdec.exit import Glimpse
 from specdec.guard import check_shapes
@@ -21,7 +22,7 @@ from specdec.sequences import Sequences
 from specdec.trace import Trace
 from specdec.transit import aligned
 from specdec.turn import Turn
-from specdec.types import Draft, Want
+from specdec.types import Draft, Verdict, Want
 
 OPENING = 60.0  # seconds for a drafter to read a prompt: a hung one must not hold up the target for good
 
@@ -69,6 +70,8 @@ class Partner:
         self._link, self._trace, self._patience = link, trace, check_seconds("patience", patience)
         self._gone = False
         self._wants: tuple[Want, ...] = ()
+        self._named: Tensor | None = None  # tokens [B, M, K] of this round's early exit
+        self._omega: tuple[tuple[float, ...], ...] = ()
         # Whether it answered last time. Who is behind is not waited for, else every round would take so long.
         self._in_step = True
         self._owed: set[int] = set()  # rounds that went without their window
@@ -102,6 +105,16 @@ class Partner:
         # In one thread the drafter's work is in here, else the message's way as far as the target waits for it.
         with self._trace.span("target.hint", self._round):
             self._send(Early(self._opening.generation, self._round, candidates))
+        self._named = candidates.tokens
+
+    def weigh(self, law_BMV: Tensor, verdict: Verdict) -> None:
+        """Note the law's mass on the tokens that the early exit has named, along the accepted path."""
+        if self._named is None:
+            return
+        mass_BM = law_BMV.gather(-1, self._named).sum(-1)
+        place_BM = pad(verdict.path + 1, (1, 0))
+        reached = zip(mass_BM.gather(1, place_BM).tolist(), verdict.accepted.tolist(), strict=True)
+        self._omega = tuple(tuple(masses[: accepted + 1]) for masses, accepted in reached)
 
     def settle(self, turn: Turn) -> Draft:
         """Tell what has come true, and get the next draft; an empty one where there is none in time."""
@@ -116,12 +129,13 @@ class Partner:
         if window is None:
             self._owed.add(self._round)
         self._round, self._before = self._round + 1, seq.lengths
+        omega, self._omega, self._named = self._omega, (), None
         if window is None:
-            self._trace.handover([False] * len(seq.lengths))
+            self._trace.handover([False] * len(seq.lengths), omega=omega)
             return Draft.empty(seq.lengths)
         self._known = seq.lengths
         self._trace.faults.update(window.faults)
-        self._trace.handover(window.hit.tolist(), window.branches, aligned(window))
+        self._trace.handover(window.hit.tolist(), window.branches, aligned(window), omega)
         return window.draft
 
     def _outcome(self, turn: Turn) -> Outcome:

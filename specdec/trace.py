@@ -73,10 +73,14 @@ class Handover:
     Attributes:
         hit: per row, whether a draft for the outcome was there.
         branches: outcomes that had been prepared, all rows together; neither padding nor rows that had ended.
+        omega: per row, the mass of the target's law on the tokens that its early exit had named, behind the last
+            committed token and each accepted one (of a row that had ended: rubbish). Empty without an exit, and
+            where rounds are replayed: what it names stays on the drafter's device.
     """
 
     hit: tuple[bool, ...]
     branches: int
+    omega: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass
@@ -127,9 +131,15 @@ class Trace:
         if self.listener is not None:
             self.listener(steps)
 
-    def handover(self, hit: list[bool], branches: int = 0, spans: tuple[Span, ...] = ()) -> None:
+    def handover(
+        self,
+        hit: list[bool],
+        branches: int = 0,
+        spans: tuple[Span, ...] = (),
+        omega: tuple[tuple[float, ...], ...] = (),
+    ) -> None:
         """Record how the last round's outcome met a drafter that worked ahead: see ``Handover``."""
-        self.handovers.append(Handover(tuple(hit), branches))
+        self.handovers.append(Handover(tuple(hit), branches, omega))
         self.spans += spans
 
     def late(self, round: int, branches: int, spans: tuple[Span, ...]) -> None:

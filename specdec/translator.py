@@ -147,8 +147,8 @@ def check_depth(name: str | Path, depth: int) -> None:
     known = facts(name).get("depth")
     if known not in (None, str(depth)):
         raise ValueError(
-            f"the exits of {name} were trained for a target of {known} layers, but this one has {depth}: name others, "
-            "or take the raw exit (trained=null)"
+            f"the exits of {name} were trained for a target of {known} layers, but this one has {depth}: "
+            "name others, or take the raw exit (trained=null)"
         )
 
 

@@ -47,7 +47,7 @@ class Network:
 
     def __init__(self, module: PreTrainedModel) -> None:
         refuse_unsupported(module)
-        self._take(module.eval())
+        self._take(module.eval(), module.config.get_text_config().num_hidden_layers)
         self.lean: LeanNetwork | None = None
         # Whether attention takes a ``Sight`` in place of a mask: where our kernels run.
         self.brief = False
@@ -152,7 +152,7 @@ class Network:
             return run(view, state_BWX)
 
     def _behind(self, state_BWX: Tensor) -> Any:
-        name, _ = layer_list(self.module, self.config.num_hidden_layers)
+        name, _ = layer_list(self.module, self.depth)
         return unheard(with_layers(self.module, name, [Stand(self._layers[-1], state_BWX, self._tuples)]))
 
     def outlet(self, device: torch.device) -> Network:
@@ -165,9 +165,10 @@ class Network:
 
     def _outlet(self, device: torch.device) -> Network:
         outlet = copy.copy(self)
-        name, stack = layer_list(self.module, self.config.num_hidden_layers)
+        name, stack = layer_list(self.module, self.depth)
         # As many layers as it has to have, but all one, that ``read_out`` asks for attributes.
-        outlet._take(copy.deepcopy(with_layers(self.module, name, [stack[-1]] * len(stack))).to(device))
+        module = copy.deepcopy(with_layers(self.module, name, [stack[-1]] * len(stack)))
+        outlet._take(module.to(device), len(stack))
         if self.lean is not None:
             base, head = outlet.module.get_decoder(), outlet.module.get_output_embeddings()
             outlet.lean = self.lean.outlet(base.embed_tokens.weight.data, base.norm.weight.data, head.weight.data)
@@ -192,14 +193,14 @@ class Network:
         """The same model with the same weights, but nothing else in common: two threads can run both at once."""
         shared = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
         twin = copy.copy(self)
-        twin._take(copy.deepcopy(self.module, shared))
+        twin._take(copy.deepcopy(self.module, shared), self.depth)
         return twin
 
-    def _take(self, module: Any) -> None:
+    def _take(self, module: Any, depth: int) -> None:
         """Be of another module from here on."""
         self.module, self.config = module, module.config.get_text_config()
         self._configs = tuple({id(config): config for config in (module.config, self.config)}.values())
-        self._layers = layer_list(module, self.config.num_hidden_layers)[1]
+        self._layers = layer_list(module, depth)[1]
 
     def early_exit(self, layers: int) -> Network:
         """The first ``layers`` layers with the model's own norm and head: a view that shares every weight.
@@ -209,7 +210,7 @@ class Network:
         """
         if not 0 < layers < self.depth:
             raise ValueError(f"exit_layer must be from 1 to {self.depth - 1} for this model, not {layers}")
-        name, stack = layer_list(self.module, self.config.num_hidden_layers)
+        name, stack = layer_list(self.module, self.depth)
         return _view(self, with_layers(self.module, name, list(stack)[:layers]), layers)
 
     def _compiling(self, window: Window) -> AbstractContextManager[None]:
@@ -247,4 +248,5 @@ def _view(network: Network, module: Any, layers: int) -> Network:
     view = copy.copy(network)
     view.module, view._layers = module, network._layers[:layers]
     view.lean = network.lean and replace(network.lean, layers=network.lean.layers[:layers])
+    view._outlets = {}  # of another depth
     return view

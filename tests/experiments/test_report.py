@@ -38,7 +38,7 @@ PLAIN = ArmSummary(
     categories={"mt_bench": Part(3, 36.0, 1.0, 1.0), "math_reasoning": Part(3, 37.0, 1.0, None)},
     faults={},
 )
-AHEAD = Ahead(0.75, {0: Hits(3, 2), 2: Hits(1, 1)}, 0.4, 1.0, 2.25, 3.5, 1.25, 5.0, 4.25, 0.25)
+AHEAD = Ahead(0.75, {0: Hits(3, 2), 2: Hits(1, 1)}, {0: 0.7, 1: 0.425}, 0.4, 1.0, 2.25, 3.5, 1.25, 5.0, 4.25, 0.25)
 POSITIONS = tuple(Depth(i, 40, 40, 20, share) for i, share in enumerate((1.0, 0.5, 0.333, None, 0.9), start=1))
 GREEDY = Decoding(64, Sampling(), Ratio())
 
@@ -131,10 +131,11 @@ class TestTable:
         lines = text.splitlines()
         start = next(i for i, line in enumerate(lines) if line.startswith("drafting ahead"))
         assert lines[start].split() == ["drafting", "ahead", "mirror", "ssd"]
-        rows = [line.split("  ") for line in lines[start + 2 : start + 12]]
+        rows = [line.split("  ") for line in lines[start + 2 : start + 13]]
         assert [[cell.strip() for cell in row if cell.strip()] for row in rows] == [
             ["hit rate, %", "75", "75"],
             ["at accepted length 0, 1, …", "67 – 100", "67 – 100"],
+            ["named early at position 0, 1, …, %", "70 42", "70 42"],
             ["hidden share, %", "40", "–"],
             ["exposed, ms/round", "1.00", "1.00"],
             ["target idle, ms/round", "2.25", "2.25"],

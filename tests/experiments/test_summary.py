@@ -147,7 +147,7 @@ def test_drafting_ahead_is_pooled_over_replies(arms: dict[str, ArmSummary]) -> N
 
 
 def test_a_length_that_did_not_occur_has_no_rate() -> None:
-    found = Ahead.measured(Overlap(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {2: Hits(4, 1)}))
+    found = Ahead.measured(Overlap(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {2: Hits(4, 1)}, {}))
     assert found.rates() == [None, None, 0.25]
     assert (found.exposed_ms, found.branches, found.hidden) == (None, None, None)
 

@@ -157,6 +157,11 @@ class TestOutlet:
         assert network.outlet(self.ELSEWHERE) is network.outlet(self.ELSEWHERE) is not network
         assert network.outlet(network.device) is network
 
+    def test_an_early_exit_has_one_of_its_own(self) -> None:
+        network = load(FAMILIES["llama"]()).model.network
+        assert network.outlet(self.ELSEWHERE).depth == network.depth
+        assert network.early_exit(2).outlet(self.ELSEWHERE).depth == 2
+
 
 class Round:
     """One round of a ragged batch: a tree, and a verdict about it."""

@@ -153,7 +153,6 @@ class TestExit:
                 FullVerifier(llama()), EarlyExitDrafter(), [1, 2, 3], forecast=EarlyExitTopK(Exit(2, 8, other))
             )
 
-
     def test_one_for_another_depth_is_an_error_before_the_target_runs(self, tmp_path: Path) -> None:
         for depth in (4, 30):
             save_translators(tmp_path / f"{depth}.safetensors", {2: Translator(weights())}, depth=depth)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from specdec import Metrics, Trace
-from specdec.overlap import Hits, Overlap
+from specdec.overlap import Hits, Named, Overlap
 from specdec.trace import Handover, Round, Span
 
 
@@ -37,9 +37,9 @@ def made():
     trace.rounds = [Round(row, 3, 3, *counts) for row, rounds in rows.items() for counts in rounds]
     trace.handovers = [
         Handover((False, False), 20),  # prefill's
-        Handover((True, True), 9),
-        Handover((True, False), 8),
-        Handover((False, False), 7),  # row 1 has ended, row 0 goes on
+        Handover((True, True), 9, ((0.5, 0.25, 0.75, 1.0), (0.5, 0.5))),
+        Handover((True, False), 8, ((0.0, 1.0), (0.25,))),
+        Handover((False, False), 7),  # row 1 has ended, row 0 goes on; nobody looked at what was named
         Handover((False, False), 6),  # a device is told of an outcome that no row goes on from
     ]
     return trace
@@ -62,6 +62,12 @@ def test_hits_are_of_windows_and_of_rows_that_went_on():
     assert found.hits == {0: Hits(1, 0), 1: Hits(3, 2), 3: Hits(1, 1)}
     assert (found.prepared, found.hit_rate) == (3, 3 / 5)
     assert [found.hits[length].rate for length in (0, 1, 3)] == [0, 2 / 3, 1]
+
+
+def test_what_was_named_early_is_counted_by_position():
+    found = Overlap.of(made())
+    assert found.omega == {0: Named(4, 1.25), 1: Named(3, 1.75), 2: Named(1, 0.75), 3: Named(1, 1.0)}
+    assert [found.omega[place].mean for place in (0, 3)] == [0.3125, 1.0]
 
 
 def test_branches_and_fallbacks():
