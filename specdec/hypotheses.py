@@ -16,7 +16,7 @@ from specdec import tree
 from specdec.types import Draft
 
 SURE = 0.999  # no token is taken to be accepted, or refused, beyond doubt
-DOUBT = 0.1  # share of what both laws allow that is not counted on: the target's law is an estimate here
+DOUBT = 0.3  # share of what both laws allow that is not counted on: the target's law is an estimate here
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ ROWS, LAYER, TOP = [[1, 2, 3, 1, 2], [9, 4]], 2, 4
 
 def masses(module, tokens: list[int], temperature: float) -> list[float]:
     """Mass of the final law on the exit's likeliest tokens, behind each token."""
+    module = copy.deepcopy(module)  # asked for its states, it keeps hooks that cannot be sent to another process
     with torch.no_grad():
         said = module(torch.tensor([tokens]), output_hidden_states=True)
         early = module.lm_head(module.model.norm(said.hidden_states[LAYER]))[0]
