@@ -167,8 +167,7 @@ class Network:
         outlet = copy.copy(self)
         name, stack = layer_list(self.module, self.depth)
         # As many layers as it has to have, but all one, that ``read_out`` asks for attributes.
-        module = copy.deepcopy(with_layers(self.module, name, [stack[-1]] * len(stack)))
-        outlet._take(module.to(device), len(stack))
+        outlet._take(copy.deepcopy(with_layers(self.module, name, [stack[-1]] * self.depth)).to(device), self.depth)
         if self.lean is not None:
             base, head = outlet.module.get_decoder(), outlet.module.get_output_embeddings()
             outlet.lean = self.lean.outlet(base.embed_tokens.weight.data, base.norm.weight.data, head.weight.data)
@@ -246,7 +245,6 @@ class Network:
 
 def _view(network: Network, module: Any, layers: int) -> Network:
     view = copy.copy(network)
-    view.module, view._layers = module, network._layers[:layers]
+    view.module, view._layers, view._outlets = module, network._layers[:layers], {}
     view.lean = network.lean and replace(network.lean, layers=network.lean.layers[:layers])
-    view._outlets = {}  # of another depth
     return view
