@@ -164,10 +164,10 @@ class Network:
         return self._outlets[device]
 
     def _outlet(self, device: torch.device) -> Network:
-        outlet = copy.copy(self)
-        name, stack = layer_list(self.module, self.depth)
+        outlet, depth = copy.copy(self), self.depth
+        name, stack = layer_list(self.module, depth)
         # As many layers as it has to have, but all one, that ``read_out`` asks for attributes.
-        outlet._take(copy.deepcopy(with_layers(self.module, name, [stack[-1]] * self.depth)).to(device), self.depth)
+        outlet._take(copy.deepcopy(with_layers(self.module, name, [stack[-1]] * depth)).to(device), depth)
         if self.lean is not None:
             base, head = outlet.module.get_decoder(), outlet.module.get_output_embeddings()
             outlet.lean = self.lean.outlet(base.embed_tokens.weight.data, base.norm.weight.data, head.weight.data)
