@@ -18,7 +18,7 @@ from specdec.sampling import Sampling
 from specdec.trace import Span
 from specdec.types import Advice, Draft, Want
 
-VERSION = 3  # of all messages together: sides of different versions do not talk
+VERSION = 4  # of all messages together: sides of different versions do not talk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +126,7 @@ class Window(Dated):
         branches: outcomes that were prepared, all rows that had not ended together.
         spans: what was done for it, on the drafter's clock; see ``specdec.transit``.
         faults: what went wrong.
+        lacking: whether tokens of the rows never came: there is no draft before an opening tells them.
     """
 
     generation: int
@@ -135,6 +136,7 @@ class Window(Dated):
     branches: int = 0
     spans: tuple[Span, ...] = ()
     faults: tuple[str, ...] = field(default=())
+    lacking: bool = False
 
 
 @dataclass(frozen=True)
