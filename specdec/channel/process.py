@@ -211,12 +211,11 @@ class ProcessLink:
         if child is not None and self._assembly is not None:
             delivery = Delivery(child, at, self._assembly, self._network)
         while (arrived := at.store.add(ARRIVALS, 0)) <= self._met:
-            if child is not None and child.poll() is not None:
+            if self._ends.over.is_set() or (child is not None and child.poll() is not None):
                 return False
             if delivery is not None:
                 delivery.go_on()
-            if self._ends.over.wait(GLANCE):
-                return False
+            self._ends.over.wait(GLANCE)
         if delivery is not None:
             delivery.close()
         self._met = arrived
