@@ -37,6 +37,7 @@ class EarlyExitDrafter:
     """
 
     static = True
+    borrows = True
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ class HeadDrafter:
     """
 
     static = True
+    borrows = True
 
     def __init__(
         self,

@@ -70,6 +70,7 @@ class StateDrafter(Generic[HeadT, ModelT]):
     """
 
     static = True
+    borrows = True
 
     def __init__(self, head: HeadT, shape: Shape, device: str | torch.device | None = None) -> None:
         self.head, self.shape = head, shape

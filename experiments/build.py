@@ -75,12 +75,15 @@ def decoding_of(config: DictConfig) -> Decoding:
 def arms(
     config: DictConfig, drafter: str | None, verifier: FullVerifier, meet: Meet | None = None
 ) -> tuple[Arm, ...]:
-    """Plain decoding, the baselines, the drafters. Raises ValueError for an unknown or a repeated name."""
+    """Plain decoding, the baselines, the drafters. Raises ValueError for names or an address that do not fit."""
+    parts = drafters(config.get("drafter"), drafter)
+    if len(parts) > 1 and config.get("forecast") is not None and config.channel.get("address") is not None:
+        raise ValueError(f"at channel.address one drafter is awaited: choose one of {', '.join(parts)}")
     plain = EngineArm(PLAIN, verifier, NullDrafter(), channel=channel_of(config))
     made: list[Arm] = [plain, *baselines(config.baselines or (), verifier, plain.virtual)]
     made += [
         engine_arm(config, name, part, verifier, None if meet is None else meet(name))
-        for name, part in drafters(config.get("drafter"), drafter).items()
+        for name, part in parts.items()
     ]
     twice = [name for name, count in Counter(arm.name for arm in made).items() if count > 1]
     if twice:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,14 +22,12 @@ from torch import distributed
 
 from experiments.build import drafters
 from specdec.channel import Process
-from specdec.channel.pair import Rendezvous
-from specdec.channel.serve import AWAITED, Service
-from specdec.channel.sides import absent, assembled, device_of
+from specdec.channel.pair import Rendezvous, interface
+from specdec.channel.serve import Service, attend
+from specdec.channel.sides import absent, assembled, borrows, device_of
 from specdec.runtime.loading import load_tokenizer, pick_device
 from specdec.worker import Absent, DraftWorker
 from verifiers import FullVerifier
-
-log = logging.getLogger(__name__)
 
 SIDES = 2
 # In the store: the drafters' side's network interface, that the job has ended, and that the drafters' side has.
@@ -135,34 +131,13 @@ def part(store: distributed.Store) -> None:
 
 
 def worker(config: DictConfig, node: Any, target: Callable[[], FullVerifier]) -> DraftWorker:
-    """A drafter's side, made from the configuration. The target is loaded only for who runs its layers."""
+    """A drafter's side, made from the configuration. The target is loaded only for who borrows from it."""
     forecast, drafter = instantiate(config.forecast, _convert_="all"), instantiate(node, _convert_="all")
-    if getattr(drafter, "model", drafter) is None:
+    if borrows(drafter):
         return assembled(drafter, forecast, absent(drafter, target()))
     device = device_of(drafter, pick_device(config.device))
     unknown = 0  # the vocabulary's width; an opening tells
     return assembled(drafter, forecast, Absent(unknown, device, load_tokenizer(config.target)))
-
-
-def attend(service: Service, at: Rendezvous) -> None:
-    """Serve one arm; a connection that breaks is made again."""
-    while not serves(service, at):
-        log.warning("the connection to the target's side was lost")
-
-
-def serves(service: Service, at: Rendezvous) -> bool:
-    """See ``Service.serve``; a target that has not come may yet, and a mistake costs one connection."""
-    try:
-        return service.serve(at)
-    except ConnectionError:
-        return False
-    except RuntimeError as error:
-        try:
-            at.store.check([AWAITED])
-        except RuntimeError:  # the store is gone, and so is the job
-            return True
-        log.warning("a drafter's side failed", exc_info=error)
-        return False
 
 
 def placed(config: DictConfig, local: int) -> DictConfig:
@@ -171,11 +146,3 @@ def placed(config: DictConfig, local: int) -> DictConfig:
         config = config.copy()
         config.device = f"cuda:{local}"
     return config
-
-
-def interface(host: str) -> str:
-    """Address of the network interface by which a host is reached; nothing is sent."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(address)
-        return str(probe.getsockname()[0])

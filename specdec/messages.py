@@ -126,6 +126,7 @@ class Window(Dated):
         branches: outcomes that were prepared, all rows that had not ended together.
         spans: what was done for it, on the drafter's clock; see ``specdec.transit``.
         faults: what went wrong.
+        lacking: whether tokens of the rows never came: there is no draft before an opening tells them.
     """
 
     generation: int
@@ -135,6 +136,7 @@ class Window(Dated):
     branches: int = 0
     spans: tuple[Span, ...] = ()
     faults: tuple[str, ...] = field(default=())
+    lacking: bool = False
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ class Partner:
         # Whether it answered last time. Who is behind is not waited for, else every round would take so long.
         self._in_step = True
         self._owed: set[int] = set()  # rounds that went without their window
+        self._lacking = False  # whether it said that tokens of the rows never came
 
     @property
     def wants(self) -> tuple[Want, ...]:
@@ -128,6 +129,9 @@ class Partner:
             window = None if self._gone else self._window()
         if window is None:
             self._owed.add(self._round)
+        if self._lacking and not self._gone:
+            self._trace.fault("lacks tokens of the rows, and is told them anew")
+            self._open_again(seq)
         self._round, self._before = self._round + 1, seq.lengths
         omega, self._omega, self._named = self._omega, (), None
         if window is None:
@@ -189,6 +193,8 @@ class Partner:
             return kind is Ready
         # Who answers the round before has caught up, and is waited for again.
         self._in_step |= message.round >= self._round - 1
+        # What it lacked before it was told all rows anew, it has.
+        self._lacking |= message.lacking and message.round >= self._opening.round
         if message.round in self._owed:  # too late to be verified, but what it tells has happened
             self._owed.remove(message.round)
             self._trace.faults.update(message.faults)
@@ -209,8 +215,14 @@ class Partner:
     def _take_back(self, seq: Sequences) -> None:
         """A drafter that has come back reads the rows anew; it is waited for when it has answered once."""
         if self._link.revive():
-            self._gone, self._in_step, self._known = False, False, seq.lengths
-            self._send(replace(self._opening, round=self._round + 1, tokens=seq.tokens, lengths=seq.lengths))
+            self._gone = False
+            self._open_again(seq)
+
+    def _open_again(self, seq: Sequences) -> None:
+        """Tell the rows anew. Who reads them is not waited for until it has answered."""
+        self._opening = replace(self._opening, round=self._round + 1, tokens=seq.tokens, lengths=seq.lengths)
+        self._in_step, self._lacking, self._known = False, False, seq.lengths
+        self._send(self._opening)
 
 
 def check_window(window: Window, lengths_B: Tensor, vocabulary: int) -> None:

@@ -95,7 +95,11 @@ class Verifier(Protocol):
 
 
 class Drafter(Protocol):
-    """Proposes tokens. Whatever it does, the output follows the target's law."""
+    """Proposes tokens. Whatever it does, the output follows the target's law.
+
+    One that runs the target's layers, or uses its embedding, norm or head, says so by an attribute ``borrows``
+    that is true: elsewhere ``target.model`` is None for all others, since weights are not sent for nothing.
+    """
 
     @property
     def wants(self) -> tuple[Want, ...]:

@@ -36,8 +36,14 @@ def noise_of(opening: Opening, device: torch.device) -> Noise:
     return Noise(opening.seed, torch.arange(rows, device=device), slots + 1, opening.coupled)
 
 
+def lacking(seq: Sequences, outcome: Outcome) -> bool:
+    """Whether an outcome leaves a row that goes on with tokens that nobody told."""
+    told_B = (outcome.since <= seq.lengths) & (outcome.lengths <= outcome.since + outcome.tokens.shape[1])
+    return not bool((told_B | outcome.ended).all())
+
+
 def followed(seq: Sequences, outcome: Outcome) -> Sequences:
-    """The rows after an outcome."""
+    """The rows after an outcome, which must not be ``lacking`` in tokens."""
     index_J = torch.arange(outcome.tokens.shape[1], device=seq.lengths.device)
     where_BJ = outcome.since[:, None] + index_J
     new_BJ = where_BJ < outcome.lengths[:, None]

@@ -20,7 +20,7 @@ from specdec.hypotheses import Candidates, judged
 from specdec.messages import Early, Message, Opening, Outcome, Ready, Window, journey
 from specdec.noise import Noise
 from specdec.protocols import Drafter, Forecast, Verifier
-from specdec.rows import followed, noise_of, rows_of
+from specdec.rows import followed, lacking, noise_of, rows_of
 from specdec.runtime import CachedModel
 from specdec.sequences import Sequences
 from specdec.trace import Clock, Span, Trace
@@ -173,10 +173,17 @@ class DraftWorker:
 
     @torch.inference_mode()
     def settle(self, outcome: Outcome) -> Window | None:
-        """Turn to what has come true: the prepared draft, or a fresh one. None for what is settled already."""
+        """Turn to what has come true: the prepared draft, or a fresh one. None for what is settled already.
+
+        Where tokens are lacking, because an opening or an outcome never came, the rows stay as they are.
+        """
         desk = self._desk
-        if desk is None or outcome.generation != desk.generation or outcome.round <= desk.settled:
+        if desk is None or outcome.generation != desk.generation:
+            return lost(outcome)
+        if outcome.round <= desk.settled:
             return None
+        if lacking(desk.seq, outcome):
+            return lost(outcome)
         desk.round = outcome.round
         with self._spanning(desk, "settle"):
             prepared, hit_B = self._look_up(desk, outcome)
@@ -230,6 +237,12 @@ class DraftWorker:
                 yield
         except Exception as error:  # whatever a drafter raises, the next outcome is answered
             self._guarded.failed(error)
+
+
+def lost(outcome: Outcome) -> Window:
+    """The answer to an outcome of rows that are not all there."""
+    none_B = torch.zeros_like(outcome.ended)
+    return Window(outcome.generation, outcome.round, Draft.empty(outcome.lengths), none_B, lacking=True)
 
 
 def overtaken(messages: list[Message]) -> list[Message]:

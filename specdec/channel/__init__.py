@@ -2,7 +2,8 @@
 
 from specdec.channel.inline import Inline
 from specdec.channel.process import Process
+from specdec.channel.serve import serve_drafter
 from specdec.channel.simulated import Simulated
 from specdec.channel.thread import Thread
 
-__all__ = ["Inline", "Process", "Simulated", "Thread"]
+__all__ = ["Inline", "Process", "Simulated", "Thread", "serve_drafter"]

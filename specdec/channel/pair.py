@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from queue import Empty, SimpleQueue
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 
 TARGET, DRAFTER = 0, 1
 MEETING = timedelta(seconds=60)
+PARTING = 5.0  # seconds for the other side to let go, too
+UNUSED = 1  # tag of operations that are never sent
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,18 @@ class Rendezvous:
 
     @classmethod
     def of(cls, address: str, opens: bool) -> Rendezvous:
-        """At "host:port"; one side opens it, with port 0 at any, and the other comes."""
-        host, _, port = address.rpartition(":")
-        return cls(distributed.TCPStore(host, int(port), is_master=opens, wait_for_workers=False), host)
+        """At "host:port" of one side, which opens it, with port 0 at any; the other comes, and may come first.
+
+        Raises:
+            ValueError: no such address.
+            ConnectionError: it cannot be opened, or nobody does for five minutes.
+        """
+        host, port = host_and_port(address)
+        try:
+            store = distributed.TCPStore(host, port, is_master=opens, wait_for_workers=False)
+        except RuntimeError as error:
+            raise ConnectionError(f"no connection at {address}: {short(error)}") from error
+        return cls(store, host if opens else interface(host))
 
 
 class Pair:
@@ -109,11 +122,20 @@ class Pair:
         return [message for message in messages if message is not None]
 
     def close(self) -> None:
-        """Let go of the connection, once the other side has or wants to."""
+        """Let go of the connection, once the other side has or wants to; one that hangs is not waited for."""
         self._said.put(None)
         for thread in self._threads:
-            thread.join(5.0)
+            thread.join(PARTING)
+        if any(thread.is_alive() for thread in self._threads):
+            self._break()
+        for thread in self._threads:
+            thread.join(PARTING)
         self._group = self._lanes = None
+
+    def _break(self) -> None:
+        """End what is under way, of which gloo knows one way only: an operation that comes too late."""
+        with suppress(RuntimeError):
+            self._group.recv([torch.empty(1)], self._other, UNUSED).wait(timedelta(milliseconds=1))
 
     def _by_nccl(self, rank: int, mine: str) -> bool:
         """Whether both sides name a place; they do so in turns, since who sends waits for who receives."""
@@ -171,6 +193,22 @@ class Pair:
         content = torch.empty(int(size), dtype=torch.uint8)
         self._group.recv([content], self._other, 0).wait(self._patience)
         return content.numpy().tobytes()
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """The parts of "host:port". Raises ValueError where it has none."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f'address must be "host:port", not {address!r}')
+    return host, int(port)
+
+
+def interface(host: str) -> str:
+    """Address of the network interface by which a host is reached; nothing is sent."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
 
 
 def as_tensor(content: bytes) -> Tensor:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 import torch
 
+from specdec.channel.child import Delivery, end, sharing_cores, started
 from specdec.channel.nccl import check_backend, check_target
-from specdec.channel.pair import TARGET, Pair, Rendezvous
-from specdec.channel.serve import ARRIVALS, AWAITED, PREFACE, Assembly
+from specdec.channel.pair import TARGET, Pair, Rendezvous, host_and_port
+from specdec.channel.serve import ARRIVALS, AWAITED, Assembly
+from specdec.channel.sides import absent
 from specdec.messages import Closing, Message
 from specdec.partner import Link, check_seconds
 from specdec.protocols import Drafter, Forecast, Verifier
+from specdec.runtime import CachedModel
 from specdec.trace import Clock
 
 log = logging.getLogger(__name__)
 
 RESTARTS = 3  # of a drafter that dies again and again
+GLANCE = 0.02  # seconds between two looks whether the drafter has come
+HANDSHAKE = 2.0  # seconds for a drafter that has come to be met before the connection is closed
 
 
 class Process:
@@ -35,13 +37,14 @@ class Process:
 
     Args:
         patience: seconds to wait for a draft before a round goes without.
-        address: "host:port" at which a drafter is awaited that somebody else starts (``specdec.channel.serve``),
-            on this machine or another, or another place to meet it; None starts one here.
+        address: "host:port" of this machine, at which a drafter is awaited that somebody else starts
+            (``specdec.channel.serve_drafter``), here or on another machine, or another place to meet it; None
+            starts one here.
         meeting: seconds to wait for the drafter to come.
         backend: what carries the messages: "gloo", or "nccl" from GPU to GPU.
 
     Raises:
-        ValueError: NCCL cannot be had, or seconds that are not above 0, or without end.
+        ValueError: NCCL cannot be had, seconds that are not above 0, or without end, or no such address.
     """
 
     costs = None
@@ -56,6 +59,8 @@ class Process:
         check_backend(backend)
         check_seconds("patience", patience)
         check_seconds("meeting", meeting)
+        if isinstance(address, str):
+            host_and_port(address)
         self.patience, self._address, self._meeting, self._backend = patience, address, meeting, backend
         self._held: tuple[object, object, object] | None = None
         self._link: ProcessLink | None = None
@@ -66,24 +71,34 @@ class Process:
     ) -> Iterator[Link]:
         """A connection for one generation; the process stays for the next.
 
-        A function that makes the drafter is called over there; a drafter is sent there, with its weights.
+        A function that makes the drafter is called over there; a drafter is sent there, with its weights, and
+        the target's network after it if it ``borrows`` and that is on the CPU. At an address the drafter is the
+        one that comes, and this one is nobody's.
         Its spans go by the clock over there: the target's reaches this process only.
-        Raises ValueError where NCCL is wanted and a side lacks a GPU for it.
+
+        Raises:
+            ValueError: NCCL is wanted and a side lacks a GPU for it.
+            ConnectionError: the address is taken, or not this machine's.
         """
         if self._link is None or self._held != (drafter, forecast, verifier):
             self.close()
             by_nccl = self._backend == "nccl"
             if by_nccl:
                 check_target(verifier.device, alone=self._address is None)
-            assembly = None if self._address else Assembly.of(drafter, forecast, verifier)
-            address = self._address or "127.0.0.1:0"
-            self._link = ProcessLink(assembly, address, self._meeting, verifier.device if by_nccl else None)
+            assembly, network = None, None
+            if self._address is None:
+                target = absent(drafter, verifier)
+                network = target.model if verifier.device.type == "cpu" else None
+                assembly = Assembly.of(drafter, forecast, target)
+            at = self._address or "127.0.0.1:0"
+            at = Rendezvous.of(at, opens=True) if isinstance(at, str) else at
+            self._link = ProcessLink(assembly, network, at, self._meeting, verifier.device if by_nccl else None)
             self._held = (drafter, forecast, verifier)
         with sharing_cores(verifier.device if self._address is None else None):
             yield self._link
 
     def close(self) -> None:
-        """End the drafter's process."""
+        """End the drafter's process, and wait for nobody any more."""
         if self._link is not None:
             self._link.close()
         self._link = self._held = None
@@ -91,8 +106,19 @@ class Process:
 
 @dataclass
 class Ends:
-    """What a connection holds that does not end by itself."""
+    """What a connection holds that does not end by itself.
 
+    Attributes:
+        at: where both sides meet.
+        over: that nobody is waited for any more.
+        meeting: waits for the drafter.
+        child: the drafter's process, if it was started here.
+        pair: the connection, if there is one.
+    """
+
+    at: Rendezvous | None
+    over: threading.Event = field(default_factory=threading.Event)
+    meeting: threading.Thread | None = None
     child: subprocess.Popen[bytes] | None = None
     pair: Pair | None = None
 
@@ -102,7 +128,8 @@ class ProcessLink:
 
     Args:
         assembly: what to start the drafter with; None waits for one.
-        address: "host:port" of this side, where port 0 is any, or where to meet.
+        network: the target's, for a drafter that is started and borrows from it.
+        at: where to meet.
         meeting: seconds to wait for the drafter to come.
         device: for NCCL; None talks by gloo.
 
@@ -113,18 +140,17 @@ class ProcessLink:
     def __init__(
         self,
         assembly: Assembly | None,
-        address: str | Rendezvous,
+        network: CachedModel | None,
+        at: Rendezvous,
         meeting: float,
         device: torch.device | None = None,
     ) -> None:
-        self._at = address if isinstance(address, Rendezvous) else Rendezvous.of(address, opens=True)
-        self._assembly, self._device, self._restarts = assembly, device, 0
-        self._met, self._misfit = self._at.store.add(ARRIVALS, 0), ""
-        self._at.store.set(AWAITED, "")
-        self._ends = Ends()
+        self._assembly, self._network, self._device = assembly, network, device
+        self._restarts, self._met, self._misfit = 0, at.store.add(ARRIVALS, 0), ""
+        at.store.set(AWAITED, "")
+        self._ends = Ends(at)
         self._finish = weakref.finalize(self, finish, self._ends)  # at the latest when this process ends
-        self._meet()
-        self._meeting_thread.join(meeting)
+        self._meet(at).join(meeting)
         if self._misfit:
             self.close()
             raise ValueError(self._misfit)
@@ -139,17 +165,18 @@ class ProcessLink:
 
     def revive(self) -> bool:
         """Whether the drafter is back; one that this side has started is started again."""
-        if self._meeting_thread.is_alive():
+        ends = self._ends
+        if ends.at is None or (ends.meeting is not None and ends.meeting.is_alive()):
             return False
-        if self._ends.pair is not None and not self._ends.pair.ended:
+        if ends.pair is not None and not ends.pair.ended:
             return True
         if self._assembly is None or self._restarts < RESTARTS:
             self._restarts += 1
-            self._meet()
+            self._meet(ends.at)
         return False
 
     def close(self) -> None:
-        """End the drafter's process."""
+        """End the drafter's process, or let go one that somebody else has started; whoever comes is too late."""
         self._finish()
 
     @property
@@ -158,70 +185,48 @@ class ProcessLink:
             raise ConnectionError("the drafter's process has not come")
         return self._ends.pair
 
-    def _meet(self) -> None:
+    def _meet(self, at: Rendezvous) -> threading.Thread:
         """Start a drafter if that is ours to do, and wait for it without waiting."""
         self._ends.pair = None
         if self._assembly is not None:
             if self._ends.child is not None:
                 end(self._ends.child)
-            self._ends.child = started(self._at)
-        self._meeting_thread = threading.Thread(target=self._await, name="meeting", daemon=True)
-        self._meeting_thread.start()
+            self._ends.child = started(at)
+        self._ends.meeting = threading.Thread(target=self._await, args=(at,), name="meeting", daemon=True)
+        self._ends.meeting.start()
+        return self._ends.meeting
 
-    def _await(self) -> None:
-        if self._ends.child is not None and not self._handed(self._ends.child):
-            return
-        while (arrived := self._at.store.add(ARRIVALS, 0)) <= self._met:
-            if self._ends.child is not None and self._ends.child.poll() is not None:
-                return
-            threading.Event().wait(0.02)
-        self._met = arrived
+    def _await(self, at: Rendezvous) -> None:
         try:
-            self._ends.pair = Pair(self._at, str(arrived), TARGET, self._device)
+            if self._arrived(at):
+                self._ends.pair = Pair(at, str(self._met), TARGET, self._device)
         except ConnectionError as error:
             log.warning("%s", error)
         except ValueError as error:
             self._misfit = str(error)
 
-    def _handed(self, child: subprocess.Popen[bytes]) -> bool:
-        """Hand the drafter's side over, which takes as long as the process takes to begin; whether it took it."""
-        stream: Any = child.stdin
-        try:
-            with stream:
-                pickle.dump(self._assembly, stream)
-        except OSError as error:  # it has ended
-            log.warning("the drafter's process has ended before it began: %s", error)
-            return False
-        except Exception as error:  # whatever a part of it raises that cannot be sent
-            self._misfit = f"the drafter cannot be sent to another process: {error}"
-            return False
+    def _arrived(self, at: Rendezvous) -> bool:
+        """Wait for a drafter, which is handed its work where it was started here; whether one has come."""
+        child, delivery = self._ends.child, None
+        if child is not None and self._assembly is not None:
+            delivery = Delivery(child, at, self._assembly, self._network)
+        while (arrived := at.store.add(ARRIVALS, 0)) <= self._met:
+            if self._ends.over.is_set() or (child is not None and child.poll() is not None):
+                return False
+            if delivery is not None:
+                delivery.go_on()
+            self._ends.over.wait(GLANCE)
+        if delivery is not None:
+            delivery.close()
+        self._met = arrived
         return True
 
 
-@contextmanager
-def sharing_cores(device: torch.device | None) -> Iterator[None]:
-    """Two processes that compute on one CPU take half of its threads each: more would wait for one another."""
-    threads = torch.get_num_threads()
-    if device is not None and device.type == "cpu":
-        torch.set_num_threads(max(1, threads - threads // 2))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def started(at: Rendezvous) -> subprocess.Popen[bytes]:
-    """A process that waits for what it is to serve; Ctrl-C does not reach it, it ends when its connection does."""
-    store: Any = at.store  # one that this process has opened, so it has a port
-    return subprocess.Popen(
-        [sys.executable, "-c", PREFACE.format(path=sys.path, address=f"{at.host}:{store.port}")],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
 def finish(ends: Ends) -> None:
-    """Tell the drafter that it is not needed any more, and wait until it has left."""
+    """Tell the drafter that it is not needed any more, and keep neither it nor the place to meet it."""
+    ends.over.set()
+    if ends.meeting is not None:
+        ends.meeting.join(HANDSHAKE)  # who has come by now is met, and so is told
     if ends.pair is not None and not ends.pair.ended:
         try:
             ends.pair.send(Closing())
@@ -229,14 +234,11 @@ def finish(ends: Ends) -> None:
             log.debug("the drafter had ended")
     if ends.child is not None:
         end(ends.child)
+    if ends.meeting is not None:
+        ends.meeting.join()  # by now, or as soon as who came and went has been waited for
     if ends.pair is not None:
         ends.pair.close()
-
-
-def end(child: subprocess.Popen[bytes]) -> None:
-    """End a process: it has a second to do so by itself."""
-    try:
-        child.wait(1.0)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+    if ends.at is not None:
+        with suppress(RuntimeError):  # a store that others keep may be gone
+            ends.at.store.delete_key(AWAITED)
+    ends.pair = ends.at = None

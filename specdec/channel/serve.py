@@ -6,24 +6,28 @@ import logging
 import os
 import pickle
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from specdec.channel.pair import DRAFTER, Pair, Rendezvous
-from specdec.channel.sides import absent, assembled
+from specdec.channel.sides import assembled, borrows
 from specdec.messages import Closing, Message, Opening, Ready, moved
-from specdec.protocols import Drafter, Forecast, Verifier
+from specdec.protocols import Drafter, Forecast
+from specdec.runtime import CachedModel
 from specdec.worker import Absent, DraftWorker
 
 log = logging.getLogger(__name__)
 
-AWAITED, ARRIVALS = "awaited", "arrivals"  # in the store: that a drafter is, and how many have come so far
+# In the store: that a drafter is awaited, how many have come so far, that one wants the target's network.
+AWAITED, ARRIVALS, WANTED = "awaited", "arrivals", "wanted"
 PAUSE = 0.02  # seconds between two looks into the store
-PREFACE = "import sys; sys.path[:] = {path}; from specdec.channel.serve import main; main({address!r})"
+PREFACE = "import sys; sys.path[:] = {path}; from specdec.channel.serve import main; main({address!r}, {target})"
+GRACE = 3.0  # seconds to leave by itself for who has lost its target
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Assembly:
     Attributes:
         drafter: the drafter, or a function that makes it.
         forecast: which outcomes to prepare for.
-        target: what it may know of the target.
+        target: what it may know of the target, without its network.
         threads: for its computations on the CPU.
     """
 
@@ -43,26 +47,81 @@ class Assembly:
     threads: int
 
     @classmethod
-    def of(cls, drafter: Drafter | Callable[[], Drafter], forecast: Forecast, verifier: Verifier) -> Assembly:
-        """For a target in this process. Its layers go along where they are on the CPU."""
-        target = absent(drafter, verifier)
-        if verifier.device.type != "cpu":
-            target = replace(target, model=None)
-        return cls(drafter, forecast, target, max(1, torch.get_num_threads() // 2))
+    def of(cls, drafter: Drafter | Callable[[], Drafter], forecast: Forecast, target: Absent) -> Assembly:
+        """For a target in this process."""
+        return cls(drafter, forecast, replace(target, model=None), max(1, torch.get_num_threads() // 2))
 
-    def __call__(self) -> DraftWorker:
-        """Make the worker."""
+    def __call__(self, network: Callable[[], CachedModel | None]) -> DraftWorker:
+        """Make the worker; ``network`` gets the target's, None where it is out of reach."""
         torch.set_num_threads(self.threads)
         drafter: Any = self.drafter if hasattr(self.drafter, "draft") else self.drafter()
-        return assembled(drafter, self.forecast, self.target)
+        target = replace(self.target, model=network()) if borrows(drafter) else self.target
+        return assembled(drafter, self.forecast, target)
 
 
-def main(address: str) -> None:
-    """Serve the assembly that comes through standard input to the target at "host:port"."""
+def main(address: str, target: int) -> None:
+    """Serve the assembly that comes through standard input to the process ``target``, met at "host:port"."""
+    threading.Thread(target=outlived, args=(target,), daemon=True).start()
+    at, parcels = Rendezvous.of(address, opens=False), pickle.Unpickler(sys.stdin.buffer)
+
+    def network() -> CachedModel | None:
+        at.store.set(WANTED, "")
+        sent: CachedModel | None = parcels.load()
+        return sent
+
     # What cannot be read here, such as a class of the other side's own script, is told as what cannot be made is.
-    made = Service(lambda: pickle.load(sys.stdin.buffer)())
-    made.serve(Rendezvous.of(address, opens=False))
+    Service(lambda: parcels.load()(network)).serve(at)
     os._exit(0)  # a thread still listens to a connection that is over
+
+
+def outlived(target: int) -> NoReturn:
+    """End this process once the one that has started it has ended, whatever a drafter is busy with."""
+    while os.getppid() == target:
+        time.sleep(PAUSE)
+    time.sleep(GRACE)
+    os._exit(1)
+
+
+def serve_drafter(drafter: Drafter, forecast: Forecast, address: str, device: str | torch.device = "cpu") -> None:
+    """Draft for a target in another process, on this machine or another, until it closes or is gone.
+
+    The other side is ``Process(address=...)``, which waits for a drafter at that address. Either may come first;
+    the target is waited for, for five minutes.
+
+    Args:
+        drafter: one that does not borrow from the target, which stays where it is.
+        forecast: which outcomes to prepare for, the same as at the target's side.
+        address: "host:port" of the target.
+        device: where the rows are kept for a drafter that names no device.
+
+    Raises:
+        ValueError: no such address.
+        ConnectionError: there is no target.
+    """
+    unknown = 0  # the vocabulary's width; an opening tells
+    target = Absent(unknown, torch.device(device))
+    attend(Service(lambda: assembled(drafter, forecast, target)), Rendezvous.of(address, opens=False))
+
+
+def attend(service: Service, at: Rendezvous) -> None:
+    """Serve until the target closes or its store is gone; a connection that breaks is made again."""
+    while not served(service, at):
+        log.warning("the connection to the target's side was lost")
+
+
+def served(service: Service, at: Rendezvous) -> bool:
+    """See ``Service.serve``; a target that has not come may yet, and a mistake costs one connection."""
+    try:
+        return service.serve(at)
+    except ConnectionError:
+        return False
+    except RuntimeError as error:
+        try:
+            at.store.check([AWAITED])
+        except RuntimeError:  # nobody can be met there any more
+            return True
+        log.warning("a drafter's side failed", exc_info=error)
+        return False
 
 
 class Service:
@@ -106,7 +165,7 @@ class Service:
                 self._answer(messages, pair)
         except ConnectionError:
             return False
-        except Exception:  # a mistake: the target must not wait for who is not there any more
+        except BaseException:  # a mistake, or Ctrl-C: the target must not wait for who is not there any more
             pair.send(Closing())
             raise
         finally:

@@ -30,6 +30,11 @@ def absent(drafter: object, verifier: Verifier) -> Absent:
     return Absent(verifier.vocab_size, device, tokenizer, Replica(network.twin()))
 
 
+def borrows(drafter: object) -> bool:
+    """Whether a drafter needs the target's network: runs its layers, or uses its embedding, norm or head."""
+    return bool(getattr(drafter, "borrows", False))
+
+
 def device_of(drafter: object, target: torch.device) -> torch.device:
     """Where a drafter works: on the device that it names, or else on the target's."""
     device = getattr(drafter, "device", None)

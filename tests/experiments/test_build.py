@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from drafters import EarlyExitDrafter, NgramDrafter, NullDrafter
 from experiments.arms import EngineArm, HuggingFaceArm
-from experiments.build import widest
+from experiments.build import arms, widest
 
 
 def arm(name: str, drafter: Any) -> EngineArm:
@@ -26,3 +27,15 @@ def test_the_widest_verification_holds_the_largest_draft() -> None:
 def test_a_drafter_that_does_not_say_is_named() -> None:
     with pytest.raises(ValueError, match="give the drafter of mine a size"):
         widest([arm("plain", NullDrafter()), arm("mine", object())])
+
+
+def test_at_an_address_one_drafter_is_awaited() -> None:
+    unused: Any = None
+    channel = {"_target_": "specdec.channel.Process", "address": "localhost:29500"}
+    parts = {name: {"_target_": f"drafters.{name}"} for name in ("NgramDrafter", "SuffixDrafter")}
+    forecast = {"_target_": "specdec.forecast.AllAccepted"}
+    config = OmegaConf.create({"channel": channel, "drafter": parts, "forecast": forecast, "baselines": []})
+    with pytest.raises(ValueError, match="one drafter is awaited: choose one of NgramDrafter, SuffixDrafter"):
+        arms(config, None, unused)
+    config.drafter.pop("SuffixDrafter")
+    assert [arm.name for arm in arms(config, None, unused)] == ["plain", "NgramDrafter"]

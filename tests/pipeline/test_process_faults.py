@@ -35,9 +35,25 @@ class Failing(FullVerifier):
         return super().score(*arguments, **options)
 
 
-def wait_for(condition):
-    """Until it holds, but no longer than a second."""
-    deadline = time.monotonic() + 1.0
+class Hung(NgramDrafter):
+    """It says so, and then never comes back."""
+
+    def draft(self, context, noise):
+        Path(os.environ["HUNG"]).touch()
+        while True:
+            time.sleep(0.01)
+
+
+class Unmade(Hung):
+    """It does not even begin."""
+
+    def __init__(self):
+        self.draft(None, None)
+
+
+def wait_for(condition, seconds=1.0):
+    """Until it holds, but no longer than so long."""
+    deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
 
@@ -103,6 +119,48 @@ specdec.generate(made, NgramDrafter(), [1, 2], 200, forecast=DraftTopK(1), chann
 """
 
 
+HUNG = """
+import os, signal, sys, threading
+from functools import partial
+from pathlib import Path
+import specdec
+from families import FAMILIES
+from specdec.channel import Process
+from specdec.forecast import DraftTopK
+from test_process_faults import Hung, Unmade, wait_for
+from verifiers import FullVerifier
+
+def kill():
+    wait_for(Path(os.environ["HUNG"]).exists, 60)
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+
+threading.Thread(target=kill).start()
+drafter = Hung() if sys.argv[2] == "Hung" else partial(Unmade)
+channel = Process(patience=60)
+specdec.generate(FullVerifier(FAMILIES["llama"]()), drafter, [1, 2], 200, forecast=DraftTopK(1), channel=channel)
+"""
+
+
+@pytest.mark.parametrize("drafter", ["Hung", "Unmade"])
+@pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM"])
+def test_a_drafter_that_hangs_does_not_outlive_its_target(tmp_path, fault, drafter):
+    done = script(HUNG, fault, drafter, HUNG=str(tmp_path / "hung"))
+    assert done.returncode == -getattr(signal, fault), done.stderr
+    assert (tmp_path / "hung").exists(), "it was killed too early to show anything"
+
+
+def script(text, *arguments, **environment):
+    """Run a script. A drafter's process has the same pipes: they are not at their end before it has left."""
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/pipeline")))
+    return subprocess.run(
+        [sys.executable, "-c", text, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
 @pytest.mark.parametrize(
     ("fault", "status", "told"),
     [
@@ -112,15 +170,7 @@ specdec.generate(made, NgramDrafter(), [1, 2], 200, forecast=DraftTopK(1), chann
     ],
 )
 def test_however_the_targets_process_ends_the_drafters_does_too(fault, status, told):
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/pipeline")))
-    # The drafter's process has the same pipes: they are not at their end before it has left.
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, fault],
-        capture_output=True,
-        text=True,
-        timeout=LONG,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-    )
+    done = script(SCRIPT, fault)
     assert done.returncode == status, done.stderr
     assert told in done.stderr and ("in score" in done.stderr) == (fault == "error")
     assert "terminate" not in done.stderr and done.stderr.count("Traceback") == (fault != "SIGKILL")
