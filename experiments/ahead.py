@@ -11,8 +11,8 @@ from specdec.overlap import Hits, Overlap
 DEFINITIONS = {
     "hit_rate": "share of outcomes for which a draft was ready; prefill's and those that end a reply are none",
     "hits": "the same as counts, by accepted length: outcomes, and those for which a draft was ready",
-    "omega": "mass of the law that is decoded on the tokens that the target's early exit had named, by position of "
-    "the window; none without an exit, and where rounds are replayed",
+    "omega": "mass of the law that is decoded on the tokens that the target's early exit had named, by position "
+    "of the window; none without an exit, and where rounds are replayed",
     "hidden": "share of the drafter's work that was done while the target worked",
     "exposed_ms": "per decoding round: the drafter at work while the target was not",
     "target_idle_ms": "per decoding round: the target waiting, for whatever reason",

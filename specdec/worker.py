@@ -8,23 +8,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from specdec.book import Book, counted, either
+from specdec.desk import Desk
 from specdec.guard import Guarded
 from specdec.hypotheses import Candidates, judged
 from specdec.messages import Early, Message, Opening, Outcome, Ready, Window, journey
-from specdec.noise import Noise
 from specdec.protocols import Drafter, Forecast, Verifier
-from specdec.rows import followed, lacking, noise_of, rows_of
+from specdec.rows import followed, lacking, rows_of
 from specdec.runtime import CachedModel
-from specdec.sequences import Sequences
 from specdec.trace import Clock, Span, Trace
-from specdec.types import Advice, Context, Draft
+from specdec.types import Draft
 
 
 @dataclass(frozen=True)
@@ -43,28 +42,6 @@ class Absent:
     device: torch.device
     tokenizer: Any = None
     model: CachedModel | None = None
-
-
-@dataclass
-class Desk:
-    """What the drafter works on in one generation: the rows, their window, and what is known of its future."""
-
-    generation: int
-    round: int
-    seq: Sequences
-    noise: Noise
-    weighs: bool
-    window: Draft
-    own: Tensor | None = None
-    book: Book | None = None
-    settled: int = -1
-    spans: list[Span] = field(default_factory=list)
-    advice: Advice | None = None
-
-    def context(self) -> Context:
-        """The rows, with what was heard of the target since the last time."""
-        advice, self.advice = self.advice, None
-        return self.seq.context(advice)
 
 
 class DraftWorker:
@@ -138,14 +115,7 @@ class DraftWorker:
         refusal = self._guarded.refusal(cast(Verifier, target), seq)
         if refusal:
             return Ready(opening.generation, refusal)
-        self._desk = Desk(
-            opening.generation,
-            opening.round,
-            seq,
-            noise_of(opening, self._device),
-            opening.weighs,
-            Draft.empty(seq.lengths),
-        )
+        self._desk = Desk.of(opening, seq)
         return Ready(opening.generation, wants=self._guarded.wants)
 
     @torch.inference_mode()
