@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from drafters.checkpoint import FILES, fill, read, write
 from drafters.fitting import LAYERS, check_sizes
+from drafters.teaching import soft_cross_entropy
 from drafters.trainable import FrozenTarget
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_layers import AttentionLayer, Rotary, layer_config, rms_norm
@@ -111,11 +111,10 @@ class AdapterHead(nn.Module):
     ) -> dict[str, Tensor]:
         """The cross-entropy between the target's laws and its own. Takes the arguments of ``Trainable.losses``."""
         positions_1S = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)[None]
-        own_PX = self.adapt(states[Tap(self.exit_layer)], positions_1S)[wanted_BS]
+        said_PX = self.adapt(states[Tap(self.exit_layer)], positions_1S)[wanted_BS]
         with torch.no_grad():
-            law_PV = target.read_out(states[Tap(target.depth)][wanted_BS][:, None])[:, 0].float().softmax(-1)
-        said_PV = target.head(own_PX[:, None])[:, 0].float()
-        return {"law": cross_entropy(said_PV, law_PV, reduction="sum") / max(1, len(own_PX))}
+            own_PV = target.read_out(states[Tap(target.depth)][wanted_BS][:, None])[:, 0]
+        return {"law": soft_cross_entropy(target.head(said_PX[:, None])[:, 0], own_PV)}
 
 
 def gain_of(target: FrozenTarget) -> Tensor:

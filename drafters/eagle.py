@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, smooth_l1_loss
+from torch.nn.functional import smooth_l1_loss
 
 from drafters.checkpoint import FILES, fill, read, write
 from drafters.confidence import Confidence
 from drafters.feature_drafter import FeatureDrafter
 from drafters.fitting import LAYERS, check_sizes, made_for
 from drafters.static_tree import StaticTree
+from drafters.teaching import soft_cross_entropy
 from drafters.trainable import FrozenTarget
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_layers import Layers, Rotary, layer_config, rotary_before
@@ -134,11 +135,11 @@ class EagleHead(nn.Module):
         counts_BT = wanted_BS[:, 1:] & wanted_BS[:, :-1]
         own_PX, next_PX = own_BTX[counts_BT], feature_BSX[:, 1:][counts_BT]
         with torch.no_grad():
-            law_PV = target.head(next_PX[:, None])[:, 0].float().softmax(-1)
-        said_PV, count = target.head(own_PX[:, None])[:, 0].float(), max(1, len(own_PX))
+            next_PV = target.head(next_PX[:, None])[:, 0]
+        said_PV, size = target.head(own_PX[:, None])[:, 0], max(1, own_PX.numel())
         return {
-            "state": smooth_l1_loss(own_PX.float(), next_PX.float(), reduction="sum") / (count * self.width),
-            "law": LAW * cross_entropy(said_PV, law_PV, reduction="sum") / count,
+            "state": smooth_l1_loss(own_PX.float(), next_PX.float(), reduction="sum") / size,
+            "law": LAW * soft_cross_entropy(said_PV, next_PV),
         }
 
 

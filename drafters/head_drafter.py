@@ -77,7 +77,7 @@ class HeadDrafter:
                 "the target's norm and head are out of this drafter's reach: draft in its own process"
             )
         network = target.model.network
-        check_sizes(self.heads.hidden, self.heads.vocabulary, network)
+        check_sizes(self.heads.hidden, self.heads.vocabulary, network, self.heads.target_layers)
         if self._model is None or not self._model.serves(network):
             self._model = HeadModel(fitted(self.heads, network), network)
         self.shape.prepare(target.vocab_size, network.device)

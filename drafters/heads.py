@@ -30,11 +30,13 @@ class Heads(Protocol):
         levels: how many tokens ahead there are heads for, None where one head goes on and on.
         hidden: X of the states that are read.
         vocabulary: V of what is said, None where the target's own head says it.
+        target_layers: of the target that they were made for, None where nobody knows.
     """
 
     levels: int | None
     hidden: int
     vocabulary: int | None
+    target_layers: int | None
 
     def start(self, state_BWX: Tensor) -> Tensor:
         """What a node remembers [B, W, Y] before a token is read."""

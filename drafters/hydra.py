@@ -14,6 +14,7 @@ from torch.nn.functional import embedding, silu
 
 from drafters.checkpoint import Tensors, fill, read, write
 from drafters.confidence import Confidence
+from drafters.fitting import LAYERS, made_for
 from drafters.head_drafter import HeadDrafter
 from drafters.heads import Block
 from drafters.static_tree import StaticTree
@@ -59,6 +60,8 @@ class HydraHeads(nn.Module):
     They have no weights yet: see ``load`` and ``fresh``.
     """
 
+    target_layers: int | None = None  # published files do not say
+
     def __init__(
         self,
         hidden: int,
@@ -102,6 +105,7 @@ class HydraHeads(nn.Module):
         vocabulary = 0 if shared else tensors.shape("hydra_lm_head.0.weight")[0]
         made = cls(hidden, vocabulary, heads, layers, grounded, shared, EMBEDDING in tensors.left)
         fill(made, tensors.take)
+        made.target_layers = made_for(tensors.config).get(LAYERS)
         tensors.finish()
         return made
 
@@ -129,6 +133,7 @@ class HydraHeads(nn.Module):
             return own.new_zeros(shape, dtype=dtype)
 
         fill(made, give)
+        made.target_layers = target.depth
         return made
 
     def save(self, path: str | Path, **facts: object) -> None:
@@ -139,6 +144,7 @@ class HydraHeads(nn.Module):
             "hydra_head_arch": "mlp",
             "grounded_heads": self.grounded,
             "hidden_state_offset": 0,
+            **made_for({LAYERS: self.target_layers}),
             **facts,
         }
         shared = {"shared_head": True} if self.vocabulary is None else {}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from drafters.checkpoint import fill, read, write
 from drafters.confidence import Confidence
+from drafters.fitting import LAYERS, made_for
 from drafters.head_drafter import HeadDrafter
 from drafters.heads import Block
 from drafters.static_tree import StaticTree
@@ -40,6 +41,8 @@ class MedusaHeads(nn.Module):
 
     They have no weights yet: see ``load`` and ``fresh``.
     """
+
+    target_layers: int | None = None  # published files do not say
 
     def __init__(
         self, hidden: int, vocabulary: int, heads: int = 4, layers: int = 1, shared_head: bool = False
@@ -77,6 +80,7 @@ class MedusaHeads(nn.Module):
         vocabulary = 0 if shared else tensors.shape(f"0.{layers}.weight")[0]
         made = cls(hidden, vocabulary, heads, layers, shared)
         fill(made.heads, tensors.take)
+        made.target_layers = made_for(tensors.config).get(LAYERS)
         tensors.finish()
         return made
 
@@ -101,11 +105,17 @@ class MedusaHeads(nn.Module):
             )
 
         fill(made.heads, give)
+        made.target_layers = target.depth
         return made
 
     def save(self, path: str | Path, **facts: object) -> None:
         """Write a directory in the published layout; ``facts``, such as the target's name, go into its config."""
-        config = {"medusa_num_heads": self.levels, "medusa_num_layers": self.layers, **facts}
+        config = {
+            "medusa_num_heads": self.levels,
+            "medusa_num_layers": self.layers,
+            **made_for({LAYERS: self.target_layers}),
+            **facts,
+        }
         shared = {"shared_head": True} if self.vocabulary is None else {}
         write(path, FILES[0], self.heads.state_dict(), {**config, **shared})
 

@@ -1,23 +1,28 @@
 """Token Recycling: what the target once found likely behind a token is proposed behind it the next time.
 
-B rows, M = N + 1 places of a window, N draft nodes, V vocabulary, k successors, X places of all rows.
+B rows, M = N + 1 places of a window, N draft nodes, P parents of a level, K candidates below each, V vocabulary,
+k successors, X places of all rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import pi
 
 import torch
 from torch import Tensor
 
-from drafters.rank_tree import RankTree
+from drafters.static_tree import Level, StaticTree
+from drafters.window import check_length
 from specdec import tree
 from specdec.noise import Noise
+from specdec.planner import likeliest_tree
 from specdec.protocols import Verifier
 from specdec.sequences import Sequences
 from specdec.types import Context, Draft, Top, Tops, Want
 
 UNKNOWN = -1
+SHARE = 6 / pi**2  # of the likeliest token, where chances fall with the square of the rank
 
 
 class RecyclingDrafter:
@@ -31,7 +36,7 @@ class RecyclingDrafter:
     last node.
 
     Args:
-        nodes: most nodes of a draft; which ones, see ``RankTree``.
+        nodes: most nodes of a draft, the likeliest if rank r is right with a chance of 0.61 / (r + 1)^2.
         top: k, successors to keep per token.
         levels: how deep a draft may be.
         warm: whether a generation begins with what the ones before it have left, as published; else with nothing,
@@ -44,7 +49,11 @@ class RecyclingDrafter:
     static = True
 
     def __init__(self, nodes: int = 40, top: int = 8, levels: int = 6, warm: bool = False) -> None:
-        self.shape, self.warm = RankTree.likeliest(nodes, top, levels), warm
+        if top < 1:
+            raise ValueError(f"top must be at least 1, not {top}")
+        chances = [SHARE / (rank + 1) ** 2 for rank in range(top)]
+        self.shape = StaticTree.of(likeliest_tree(chances, nodes, check_length(levels)))
+        self.warm = warm
         self.wants: tuple[Want, ...] = (Top(top),)
         self._top = top
         self._adjacency: Adjacency | None = None
@@ -85,21 +94,16 @@ class Adjacency:
     Attributes:
         table: int64 [V + 1, k], likeliest first, ``UNKNOWN`` where nothing was seen; the last line is for what is
             not to be kept.
-        shape: of the trees that are read from it.
-        parents, ranks: int64 [N], the shape's, on the table's device.
+        levels: of the trees that are read from it, on its device.
     """
 
     table: Tensor
-    shape: RankTree
-    parents: Tensor
-    ranks: Tensor
+    levels: tuple[Level, ...]
 
     @classmethod
-    def empty(cls, vocabulary: int, top: int, shape: RankTree, device: torch.device) -> Adjacency:
+    def empty(cls, vocabulary: int, top: int, shape: StaticTree, device: torch.device) -> Adjacency:
         """Nothing was seen."""
-        table = torch.full((vocabulary + 1, top), UNKNOWN, device=device)
-        parents_N, ranks_N = (torch.tensor(part, device=device) for part in (shape.parents, shape.ranks))
-        return cls(table, shape, parents_N, ranks_N)
+        return cls(torch.full((vocabulary + 1, top), UNKNOWN, device=device), shape.levels(device))
 
     @property
     def vocabulary(self) -> int:
@@ -118,12 +122,11 @@ class Adjacency:
 
     def tree(self, root_B1: Tensor) -> tuple[Tensor, Tensor]:
         """int64 [B, N] each, tokens and parents of the tree below a token; padding where nothing was seen."""
-        found_BM, start = root_B1, 0
-        for width in self.shape.widths:  # level by level
-            end = start + width
-            above_BX = found_BM[:, self.parents[start:end] + 1]
-            next_BX = self.table[above_BX.clamp(min=0), self.ranks[start:end]]
-            found_BM = torch.cat([found_BM, torch.where(above_BX == UNKNOWN, UNKNOWN, next_BX)], 1)
-            start = end
-        tokens_BN = found_BM[:, 1:]
-        return tokens_BN.clamp(min=0), torch.where(tokens_BN == UNKNOWN, tree.PAD, self.parents)
+        above_BP, tokens = root_B1, []
+        for level in self.levels:
+            next_BPK = self.table[above_BP.clamp(min=0), : level.ranks]
+            next_BPK = torch.where((above_BP == UNKNOWN)[..., None], UNKNOWN, next_BPK)
+            tokens.append(next_BPK.flatten(1)[:, level.places])
+            above_BP = tokens[-1][:, level.inner]
+        tokens_BN, parents_N = torch.cat(tokens, 1), torch.cat([level.parents for level in self.levels])
+        return tokens_BN.clamp(min=0), torch.where(tokens_BN == UNKNOWN, tree.PAD, parents_N)

@@ -15,6 +15,7 @@ from torch.nn.functional import silu
 
 from drafters.checkpoint import FILES, fill, read, write
 from drafters.confidence import Confidence
+from drafters.fitting import LAYERS, made_for
 from drafters.head_drafter import HeadDrafter
 from drafters.heads import Block
 from drafters.static_tree import StaticTree
@@ -45,6 +46,7 @@ class RecurrentHead(nn.Module):
     """
 
     levels: int | None = None
+    target_layers: int | None = None  # published files do not say
 
     def __init__(
         self,
@@ -90,6 +92,7 @@ class RecurrentHead(nn.Module):
         tensors.agree(**facts, **({} if shared else {"vocab_size": vocabulary}))
         made = cls(both // 2, vocabulary, exit, layers, rnn, shared)
         fill(made, tensors.take)
+        made.target_layers = made_for(tensors.config).get(LAYERS)
         tensors.finish()
         return made
 
@@ -112,6 +115,7 @@ class RecurrentHead(nn.Module):
             return own.new_zeros(shape, dtype=dtype)
 
         fill(made, give)
+        made.target_layers = target.depth
         return made
 
     def save(self, path: str | Path, **facts: object) -> None:
@@ -122,6 +126,7 @@ class RecurrentHead(nn.Module):
             "exit_dim": self.exit,
             "num_draft_layers": self.layers,
             "rnn": self.rnn,
+            **made_for({LAYERS: self.target_layers}),
             **facts,
         }
         head = {"shared_head": True} if self.vocabulary is None else {"vocab_size": self.vocabulary}

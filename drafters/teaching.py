@@ -40,8 +40,19 @@ class Lesson:
     def distillation(self, target: Network) -> Tensor:
         """Mean over the places, of the target's laws: the divergence from them, plus a constant."""
         with torch.no_grad():
-            law_PV = target.head(self.states[None])[0].float().softmax(-1)
-        return cross_entropy(self.logits, law_PV, reduction="sum") / max(len(self.tokens), 1)
+            own_PV = target.head(self.states[None])[0]
+        return soft_cross_entropy(self.logits, own_PV)
+
+
+def soft_cross_entropy(said_PV: Tensor, own_PV: Tensor) -> Tensor:
+    """Mean over the places of the cross-entropy between two laws, given by their logits; 0 without a place.
+
+    Args:
+        said_PV: what is to learn.
+        own_PV: the target's, through which no gradient passes.
+    """
+    law_PV = own_PV.detach().float().softmax(-1)
+    return cross_entropy(said_PV.float(), law_PV, reduction="sum") / max(1, len(said_PV))
 
 
 def lessons(

@@ -1,127 +1,128 @@
-"""How often the r-th guess of a drafter is right: ``python -m experiments.acceptance_by_rank``.
+"""How often the r-th guess of a drafter is right, and the trees to make of it.
 
-A trace tells how deep a round was accepted, not which child it was, so ranks are measured here: the target answers
-prompts by itself, the drafter reads along, and at every place of a reply it is noted which rank the drafter gives
-to the target's token. The share of places by rank is what Sequoia (arXiv 2402.12374) plans trees from, at any
-temperature: a child chosen for its rank is accepted as often as the target would have drawn it.
-
-B rows, N tokens of a reply, M = N + 1, P places, V vocabulary.
+``python -m experiments.acceptance_by_rank drafter=medusa drafter.weights=DIR``, with values as ``specdec`` takes
+them. A trace tells how deep a round was accepted, not which child it was, so ranks are measured here: the target
+answers prompts by itself, and the drafter drafts at every place of a reply, given all that it wants to see of the
+target (``experiments.followed``). The share of children accepted by rank, where their parent was, is what Sequoia
+(arXiv 2402.12374) plans trees from, at any temperature: a child chosen for its rank is accepted as often as the
+target would have drawn it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 
-from drafters import EarlyExitDrafter, ModelDrafter
+from drafters.static_tree import StaticTree
+from experiments.build import check, has_target
 from experiments.folder import write_json
-from experiments.overlap_mass import prompts_of
-from experiments.provenance import PROJECT, device_name, dtype_name, revision
-from experiments.replies import Text, ids_of, replies
-from specdec import Draft, Sampling
+from experiments.followed import Counts, followed, takes_trees
+from experiments.provenance import provenance
+from experiments.replies import ids_of, replies
+from experiments.run import CONF
 from specdec.planner import accepted_by, likeliest_tree
-from specdec.protocols import BranchingDrafter
-from specdec.sequences import Sequences
+from specdec.protocols import Drafter
 from verifiers import FullVerifier
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, plan, write the JSON."""
     options = parsed(arguments)
-    verifier = FullVerifier(options.target, dtype=options.dtype, device=options.device, runtime=options.runtime)
-    drafter: Any = EarlyExitDrafter(options.exit_layer)
-    if options.model:
-        drafter = ModelDrafter(options.model, dtype=options.dtype, device=options.device, runtime=options.runtime)
-    prompts = [ids_of(prompt, verifier) for prompt in prompts_of(options)]
-    sampling = Sampling(temperature=options.temperature)
-    texts = replies(verifier, prompts, options.new_tokens, options.rows, sampling)
-    shares = by_rank([ranks(verifier, drafter, some) for some in texts], options.ranks)
+    config = composed(options.values)
+    verifier: FullVerifier = instantiate(config.verifier, _convert_="all")
+    drafter: Drafter = instantiate(config.drafter, _convert_="all")
+    prompts = [ids_of(prompt, verifier) for prompt in instantiate(config.data, _convert_="all")]
+    sampling, counts = instantiate(config.sampling), None
+    for texts in replies(verifier, prompts, config.max_new_tokens, options.rows, sampling, config.seed):
+        more = followed(verifier, drafter, texts, options.ranks, sampling, config.seed)
+        counts = more if counts is None else counts + more
+    assert counts is not None
     found = {
-        "command": shlex.join(["python", "-m", "experiments.acceptance_by_rank", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": revision(PROJECT),
-        "torch": torch.__version__,
-        "device": device_name(verifier.device),
-        "dtype": dtype_name(verifier),
-        "target": options.target,
-        "drafter": options.model or f"first {drafter.model.network.depth} layers",
-        "temperature": options.temperature,
+        **provenance(options.values, verifier),
+        "command": shlex.join(["python", "-m", "experiments.acceptance_by_rank", *(arguments or sys.argv[1:])]),
+        "target": config.target,
+        "drafter": OmegaConf.to_container(config.drafter, resolve=True),
+        "sampling": OmegaConf.to_container(config.sampling, resolve=True),
         "prompts": len(prompts),
-        **shares,
-        "trees": [planned(shares["acceptance"], size, options.depth) for size in options.nodes],
+        **shares(counts),
     }
+    found["trees"] = trees(counts, options.nodes) if takes_trees(drafter) else []
     write_json(options.out, found)
-    print(f"{found['drafter']}, {found['places']} places, share by rank:")
-    print(" ".join(f"{share:.3f}" for share in found["acceptance"]))
-    for tree in found["trees"]:
-        print(f"{tree['nodes']} nodes, {tree['accepted']:.2f} accepted: {tree['paths']}")
+    print("\n".join(lines(found)))
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", default="smollm2-135m-instruct")
-    whose = parser.add_mutually_exclusive_group()
-    whose.add_argument("--model", help="a draft model; without one, the target's first layers")
-    whose.add_argument("--exit-layer", type=int, help="how many of them; half without it")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--spec-bench", type=Path, help="question.jsonl, or the directory that holds it")
-    source.add_argument("--prompts", type=Path, help="a JSONL file; without either, the project's own")
-    parser.add_argument("--limit", type=int, default=60, help="prompts, spread over the categories")
-    parser.add_argument("--new-tokens", type=int, default=64, help="of a reply")
+    parser = argparse.ArgumentParser("python -m experiments.acceptance_by_rank", description=__doc__)
+    said = "as for specdec: drafter=…, target=…, data=…, max_new_tokens=…"
+    parser.add_argument("values", nargs="*", metavar="key=value", help=said)
     parser.add_argument("--rows", type=int, default=8, help="replies at a time")
-    parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--ranks", type=int, default=10, help="ranks that are told apart")
-    parser.add_argument("--nodes", nargs="*", type=int, default=[8, 16, 32], help="sizes of trees to plan")
-    parser.add_argument("--depth", type=int, help="levels of these trees at most")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--runtime", default="auto")
+    parser.add_argument("--nodes", nargs="+", type=int, default=[8, 16, 32], help="sizes of trees to plan")
     parser.add_argument("--out", type=Path, default=Path("acceptance_by_rank.json"))
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
-@torch.inference_mode()
-def ranks(verifier: FullVerifier, drafter: BranchingDrafter, texts: Sequence[Text]) -> Tensor:
-    """int64 [P]: at every place of some replies, how many tokens the drafter finds likelier than the target's."""
-    prompts = [list(text.tokens[: text.prompt]) for text in texts]
-    counts = [len(text.tokens) - text.prompt for text in texts]
-    seq = Sequences.start(prompts, max(counts), (), Sampling(), verifier.device)
-    drafter.begin(verifier, seq)
-    verifier.begin(seq)  # the target's first layers draft on its cache
-    tokens_BN = torch.zeros(len(texts), max(counts), dtype=torch.int64)
-    for row_N, text in zip(tokens_BN, texts, strict=True):
-        row_N[: len(text.tokens) - text.prompt] = torch.tensor(text.tokens[text.prompt :])
-    counts_B = torch.tensor(counts, device=verifier.device)
-    window = Draft.chain(tokens_BN.to(verifier.device), seq.lengths, counts_B)
-    own_BNV = drafter.look(seq.context(), window)[:, :-1]  # what stands behind the last token decides nothing
-    said_BN1 = own_BNV.gather(-1, window.tokens[..., None])
-    return (own_BNV > said_BN1).sum(-1)[window.depths > 0]
+def composed(values: Sequence[str]) -> DictConfig:
+    """The configuration of one drafter. Raises ValueError for none, for several, and for what is left open."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", list(values))
+    if not has_target(config.drafter):
+        raise ValueError("one drafter is measured at a time: pass drafter=<option>, such as drafter=early_exit")
+    check(config)
+    return config
 
 
-def by_rank(found: Iterable[Tensor], count: int) -> dict[str, Any]:
-    """The share of places of each of the first ``count`` ranks, ready for JSON and for the planner."""
-    found_P = torch.cat(list(found))
-    shares = [float((found_P == rank).double().mean()) for rank in range(count)]
-    return {"places": len(found_P), "acceptance": shares}
+def shares(counts: Counts) -> dict[str, Any]:
+    """Shares by rank, ready for JSON and for the planner.
 
-
-def planned(acceptance: Sequence[float], nodes: int, depth: int | None) -> dict[str, Any]:
-    """The best tree of a size, as drafters take it."""
-    paths = likeliest_tree(acceptance, nodes, depth)
+    Raises:
+        ValueError: the drafter proposed nothing.
+    """
+    tested_D, accepted_DR = counts.tested, counts.accepted
+    if not int(tested_D.sum()):
+        raise ValueError("the drafter proposed nothing at any place: let it say more, or take longer replies")
+    reached = int((tested_D > 0).sum())
     return {
-        "nodes": len(paths),
-        "accepted": accepted_by(acceptance, paths),
-        "paths": sorted(map(list, paths), key=lambda path: (len(path), path)),
+        "tested": tested_D[:reached].tolist(),
+        "acceptance": (accepted_DR.sum(0).double() / tested_D.sum()).tolist(),
+        "acceptance_by_depth": (accepted_DR[:reached].double() / tested_D[:reached, None]).tolist(),
     }
+
+
+def trees(counts: Counts, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """The best tree of every size, no deeper than was measured, as drafters take it; none without acceptance."""
+    found = shares(counts)
+    acceptance, depth = found["acceptance"], len(found["tested"])
+    planned = [likeliest_tree(acceptance, size, depth) for size in sizes]
+    return [
+        {
+            "nodes": len(paths),
+            "accepted": accepted_by(acceptance, paths),
+            "paths": list(map(list, StaticTree.of(paths).paths)),
+        }
+        for paths in planned
+        if paths
+    ]
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """For who waits: a tree is said as ``specdec`` takes it."""
+    said = [f"{found['drafter']['_target_']}, {sum(found['tested'])} places, share by rank:"]
+    said.append(" ".join(f"{share:.3f}" for share in found["acceptance"]))
+    for tree in found["trees"]:
+        paths = json.dumps(tree["paths"], separators=(",", ":"))
+        said.append(f"{tree['nodes']} nodes, {tree['accepted']:.2f} accepted: drafter.tree={paths}")
+    return said
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ def card(found: Found, data: Mapping[str, Any], config: Mapping[str, Any], origi
     recipe = {name: called(value) if isinstance(value, str) else value for name, value in known.items()}
     revision = origin["git"] or {"revision": "unknown", "dirty": False}
     versions = ", ".join(f"{name} {value}" for name, value in origin["versions"].items() if value)
-    depths = ", ".join(f"{share:.3f}" for share in found.by_depth) or "none drafted"
     return "\n".join(
         [
             "---",
@@ -37,7 +36,7 @@ def card(found: Found, data: Mapping[str, Any], config: Mapping[str, Any], origi
             "library_name: specdec",
             "tags: [speculative-decoding]",
             "---",
-            f"# A draft head for {target}",
+            f"# A {'' if found.accepted is None else 'draft '}head for {target}",
             "Trained by `specdec-train` on the target's own replies. Drafts change how fast it decodes, not what.",
             "",
             "## Measured",
@@ -45,8 +44,7 @@ def card(found: Found, data: Mapping[str, Any], config: Mapping[str, Any], origi
             "",
             "| | |",
             "|---|---|",
-            f"| tokens per forward of the target | {found.accepted:.3f} (plain decoding is 1) |",
-            f"| accepted by depth, if all before were | {depths} |",
+            *drafted(found),
             *(f"| held-out loss `{name}` | {value:.4f} |" for name, value in found.losses.items()),
             "",
             "## Data",
@@ -63,6 +61,17 @@ def card(found: Found, data: Mapping[str, Any], config: Mapping[str, Any], origi
             "",
         ]
     )
+
+
+def drafted(found: Found) -> list[str]:
+    """What a head is worth that drafts."""
+    if found.accepted is None:
+        return []
+    depths = ", ".join(f"{share:.3f}" for share in found.by_depth) or "none drafted"
+    return [
+        f"| tokens per forward of the target | {found.accepted:.3f} (plain decoding is 1) |",
+        f"| accepted by depth, if all before were | {depths} |",
+    ]
 
 
 def sources(files: Sequence[str]) -> str:

@@ -80,7 +80,9 @@ def check(config: DictConfig) -> None:
         raise ValueError(f"{open_values[0]} must be set: pass {open_values[0]}=<value>")
     head = config.get("head")
     for part in ("module", "drafter"):
-        if not isinstance(head, DictConfig) or "_target_" not in (head.get(part) or {}):
+        node = head.get(part, {}) if isinstance(head, DictConfig) else {}
+        drafts_nothing = part == "drafter" and node is None
+        if not drafts_nothing and "_target_" not in (node or {}):
             raise ValueError(f"head.{part} has no _target_: pass head=<option>, see docs/training.md")
     for key, least in LEAST.items():
         value = config[key]

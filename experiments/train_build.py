@@ -100,7 +100,9 @@ def build(config: DictConfig, accelerator: Accelerator, console: Console) -> Par
     verifier: FullVerifier = instantiate(config.verifier, _convert_="all", **place)
     verifier.model.network.module.requires_grad_(False)
     # What is wrong is said before anything is written.
-    make(fresh(config, verifier))
+    made = fresh(config, verifier)
+    if make is not None:
+        make(made)
     how = Writing(config.new_tokens, config.rows, config.longest, config.temperature, config.seed)
     store = ReplyStore(cache_of(config.cache), verifier)
     parts = portions(verifier, requests, fitting(verifier, how))

@@ -29,20 +29,19 @@ class Found:
     Attributes:
         losses: means over the wanted places of held-out replies.
         accepted: tokens per forward of the target, prefill aside, on held-out prompts, greedy; 1 without drafts.
+            None of a head that is not to draft.
         by_depth: of the drafts that reached a depth with all before accepted, the share accepted there too.
     """
 
     losses: dict[str, float]
-    accepted: float
+    accepted: float | None
     by_depth: tuple[float, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """For the log."""
-        return {
-            "accepted_tokens": self.accepted,
-            "acceptance_by_depth": list(self.by_depth),
-            **{f"held_{name}": value for name, value in self.losses.items()},
-        }
+        drafted = {"accepted_tokens": self.accepted, "acceptance_by_depth": list(self.by_depth)}
+        held = {f"held_{name}": value for name, value in self.losses.items()}
+        return held if self.accepted is None else drafted | held
 
 
 @dataclass(frozen=True)
@@ -51,20 +50,22 @@ class Check:
 
     Attributes:
         verifier: the target.
-        drafter: makes one of a head.
+        drafter: makes one of a head, None where it is not to draft.
         batches: held-out replies.
         prompts: token ids of held-out prompts.
         new_tokens: of a reply.
     """
 
     verifier: FullVerifier
-    drafter: MakeDrafter
+    drafter: MakeDrafter | None
     batches: Sequence[Batch]
     prompts: Sequence[Sequence[int]]
     new_tokens: int
 
     def __call__(self, trainer: Trainer) -> Found:
         """Check the head as it is now."""
+        if self.drafter is None:
+            return Found(self.losses(trainer), None, ())
         with trainer.aside():
             drafter = self.drafter(trainer.usable)
             result = specdec.generate(self.verifier, drafter, list(self.prompts), self.new_tokens)
@@ -84,12 +85,14 @@ class Check:
         }
 
 
-def drafter_maker(node: DictConfig) -> MakeDrafter:
-    """What makes a drafter of a head: its one value that is left open (``???``) takes the head.
+def drafter_maker(node: DictConfig | None) -> MakeDrafter | None:
+    """What makes a drafter of a head: its one value that is left open (``???``) takes the head. None for none.
 
     Raises:
         ValueError: another number of values is left open.
     """
+    if node is None:
+        return None
     missing = sorted(str(key) for key in node if OmegaConf.is_missing(node, key))
     if len(missing) != 1:
         raise ValueError(

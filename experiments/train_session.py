@@ -138,9 +138,10 @@ class Session:
     def check(self) -> dict[str, Any]:
         """What the head is worth now, said and kept."""
         self.found = self.parts.check(self.trainer)
-        losses = ", ".join(f"{name} {value:.4f}" for name, value in self.found.losses.items())
-        accepted = f"{self.found.accepted:.3f} tokens per forward"
-        say(self.console, f"step {self.trainer.step}: held out {accepted}, {losses}")
+        held = [f"{name} {value:.4f}" for name, value in self.found.losses.items()]
+        if self.found.accepted is not None:
+            held.insert(0, f"{self.found.accepted:.3f} tokens per forward")
+        say(self.console, f"step {self.trainer.step}: held out {', '.join(held)}")
         return self.found.as_dict()
 
     def first_check(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.replies import Text, ids_of, replies
@@ -75,9 +75,3 @@ def answered(verifier: FullVerifier, portion: Portion) -> list[Text]:
     """The target's replies to a portion."""
     prompts, rows = [list(prompt) for prompt in portion.prompts], len(portion.prompts)
     return next(replies(verifier, prompts, portion.new_tokens, rows, portion.sampling, portion.seed))
-
-
-def written(verifier: FullVerifier, asked: Sequence[Request], how: Writing) -> Iterator[tuple[bool, list[Text]]]:
-    """Replies, and whether they are held out."""
-    for portion in portions(verifier, asked, how):
-        yield portion.held, answered(verifier, portion)

@@ -194,6 +194,19 @@ def test_heads_of_another_target_are_refused(made: dict[str, tuple[int, ...]], t
         prefilled(FullVerifier(FAMILIES["llama"]()), drafter, ROWS)
 
 
+@pytest.mark.parametrize("kind", [MedusaHeads, HydraHeads, RecurrentHead])
+def test_they_say_how_deep_their_target_is(kind: Any, tmp_path: Path) -> None:
+    layout = next(layout for layout in LAYOUTS.values() if layout.heads.__self__ is kind)  # type: ignore[attr-defined]
+    kind.fresh(FullVerifier(FAMILIES["llama"]()).model.network).save(tmp_path / "first")
+    kind.load(tmp_path / "first").save(tmp_path / "again")
+    drafter = layout.drafter(tmp_path / "again", length=2)
+    prefilled(FullVerifier(FAMILIES["llama"]()), drafter, ROWS)
+    with pytest.raises(ValueError, match="number of layers of 4, but this one has 6"):
+        prefilled(FullVerifier(FAMILIES["llama"](num_hidden_layers=6)), drafter, ROWS)
+    theirs = layout.drafter(layout.lay(tmp_path / "theirs"), length=2)  # it does not say
+    prefilled(FullVerifier(FAMILIES["llama"](num_hidden_layers=6)), theirs, ROWS)
+
+
 def test_published_configurations_of_medusa_miscount(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = laid(tmp_path, "medusa_lm_head.pt", scattered(medusa(X, V, heads=5)), medusa_num_heads=2)
     assert MedusaHeads.load(file).levels == 5 and "medusa_num_heads=2, but holds 5" in caplog.text

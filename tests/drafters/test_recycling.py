@@ -13,7 +13,7 @@ from families import FAMILIES, random_prompt
 
 import specdec
 from drafters import LookaheadDrafter, NullDrafter, RecyclingDrafter
-from drafters.rank_tree import SHARE, RankTree
+from drafters.recycling import SHARE
 from specdec import Advice, Context, Coupled, Sampling, Tops, tree
 from specdec.channel import Inline, Process, Thread
 from specdec.channel.inline import InlineLink
@@ -36,29 +36,20 @@ def target():
     return FAMILIES["llama"]()
 
 
-def ways(shape):
-    """The ranks from the root to every node."""
-    found = []
-    for parent, rank in zip(shape.parents, shape.ranks, strict=True):
-        found.append((*(found[parent] if parent >= 0 else ()), rank))
-    return found
-
-
 @pytest.mark.parametrize(("nodes", "top", "levels"), [(1, 1, 1), (9, 3, 3), (40, 8, 6), (100, 4, 3), (5, 1, 9)])
 def test_the_likeliest_nodes_are_taken(nodes, top, levels):
     def chance(way):
         return SHARE ** len(way) / torch.tensor([rank + 1 for rank in way]).double().prod() ** 2
 
-    shape = RankTree.likeliest(nodes, top, levels)
+    drafter = RecyclingDrafter(nodes, top, levels)
+    found = drafter.shape.paths
     every = (
         [way for depth in range(levels) for way in product(range(top), repeat=depth + 1)] if levels < 6 else None
     )
-    found = ways(shape)
-    assert len(set(found)) == shape.size == sum(shape.widths) <= nodes
-    assert max(map(len, found)) == len(shape.widths) <= levels and max(map(max, found)) + 1 == shape.fanout <= top
-    assert [len(way) for way in found] == sorted(len(way) for way in found)
+    assert len(set(found)) == drafter.size <= nodes
+    assert max(map(len, found)) <= levels and max(map(max, found)) < top
     if every:
-        assert shape.size == min(nodes, len(every))
+        assert drafter.size == min(nodes, len(every))
         worst = min(map(chance, found))
         assert all(chance(way) <= worst + 1e-12 for way in set(every) - set(found))
 
@@ -92,12 +83,14 @@ def test_recycling_follows_the_last_word_about_every_token(target):
                 known[int(tops.tokens[b, n])] = tops.successors[b, n].tolist()
         for b, row in enumerate(rows):
             below = {(): row[-1]}
-            for node, way in enumerate(ways(drafter.shape)):
+            for node, way in enumerate(drafter.shape.paths):
                 successors = known.get(below.get(way[:-1]))
                 assert (draft.parents[b, node] != tree.PAD) == (successors is not None)
                 if successors is not None:
                     below[way] = successors[way[-1]]
-                    assert draft.parents[b, node] == drafter.shape.parents[node]
+                    assert draft.parents[b, node] == (
+                        drafter.shape.paths.index(way[:-1]) if way[:-1] else tree.ROOT
+                    )
                     assert draft.tokens[b, node] == below[way]
         rows = [[*row, rng.randrange(9)] for row in rows]
     assert draft.laws is None and len(known) > 6

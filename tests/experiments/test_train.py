@@ -24,6 +24,8 @@ from safetensors.torch import load_file
 from toy_head import KILL, ToyHead
 from transformers import AutoModelForCausalLM
 
+from specdec.translator import translators
+
 TESTS = Path(__file__).parents[1]
 WHOLE = ("steps=60", "check_every=30", "head.module.dropout=0.1")
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "the", "cat", "dog", "ran", "sat", "on", "mat"]
@@ -151,6 +153,22 @@ def test_heads_of_the_project_learn(training: Training, head: str) -> None:
     assert learnt.status == 0, learnt.said
     first, last = (record for record in learnt.log if "accepted_tokens" in record)
     assert last["accepted_tokens"] > first["accepted_tokens"] + 0.3
+
+
+def test_exits_learn_without_a_drafter(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The target of the other tests has nothing to learn for them: its last state is its first."""
+    exits = ("head=exit", "head.module.layers=[1,3]", "head.module.width=4", "batch=8", "check_every=100")
+    done = Training(tiny_model_dir, tmp_path)(*exits, "steps=100", "rate=0.01")
+    assert done.status == 0 and "held out exit 1" in done.said, done.said
+    first, last = (record for record in done.log if "held_exit 1" in record)
+    for layer in ("1", "3"):
+        assert last[f"held_exit {layer}"] < 0.8 * first[f"held_exit {layer}"]
+    card = (done.folder / "head" / "README.md").read_text()
+    assert "| held-out loss `exit 3` |" in card and "per forward" not in card and "draft head" not in card
+    assert list(translators(done.folder / "head" / "exits.safetensors")) == [1, 3]
+    wrong = Training(tiny_model_dir, tmp_path)("head=exit", "head.module.layers=[2,4]", folder="wrong")
+    assert wrong.status == 1 and "different layers from 1 to 3, not [2, 4]" in wrong.said
+    assert "writing replies" not in wrong.said
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
