@@ -15,6 +15,7 @@ from experiments.arms import BASELINES, PLAIN, Arm, Decoding, EngineArm
 from experiments.job import Job
 from specdec.channel import Process
 from specdec.channel.pair import Rendezvous
+from specdec.protocols import Forecast
 from verifiers import FullVerifier
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def build(config: DictConfig, drafter: str | None, meet: Meet | None = None) -> 
     """
     # Before the target, which takes longest to load.
     prompts = tuple(instantiate(config.data, _convert_="all"))
-    decoding, _ = decoding_of(config), channel_of(config)
+    decoding, _, _ = decoding_of(config), channel_of(config), forecast_of(config)
     verifier: FullVerifier = instantiate(config.verifier, _convert_="all")
     if any(prompt.chat for prompt in prompts) and not getattr(verifier.tokenizer, "chat_template", None):
         log.warning("the target has no chat template: prompts go in as text to continue")
@@ -95,11 +96,19 @@ def engine_arm(
     config: DictConfig, name: str, part: Any, verifier: FullVerifier, at: Rendezvous | None = None
 ) -> EngineArm:
     """A drafter in turns with the target, or ahead of it on a channel of its own."""
-    forecast, channel = instantiate(config.get("forecast"), _convert_="all"), channel_of(config, at)
+    forecast, channel = forecast_of(config), channel_of(config, at)
     # Another process makes its drafter itself.
     elsewhere = forecast is not None and isinstance(channel, Process)
     drafter = instantiate(part, _convert_="all", _partial_=elsewhere)
     return EngineArm(name, verifier, drafter, forecast, channel)
+
+
+def forecast_of(config: DictConfig) -> Forecast | None:
+    """The forecast, None for drafting in turns. Raises ValueError where it lacks its trained exit."""
+    forecast: Forecast | None = instantiate(config.get("forecast"), _convert_="all")
+    if forecast is not None and forecast.exit is not None:
+        forecast.exit.map  # noqa: B018 - read now
+    return forecast
 
 
 def channel_of(config: DictConfig, at: Rendezvous | None = None) -> Any:

@@ -71,13 +71,13 @@ class Exit:
             ValueError: it has no such layer, or fewer tokens than ``top``; there is no such trained exit, or it is
                 for a target of another depth.
         """
+        self.map  # noqa: B018 - what is missing is said before the first token
         depth = model.network.depth
         layer = depth // 2 if self.layer is None else self.layer
         if not 0 < layer < depth:
             raise ValueError(f"the early exit must be after layer 1 to {depth - 1} of this target, not {layer}")
         if self.top > model.vocab_size:
             raise ValueError(f"the target has {model.vocab_size} tokens: an early exit cannot name {self.top}")
-        self.map  # noqa: B018 - what is missing is said before the first token
         if self.trained is not None:
             check_depth(self.trained, depth)
         return layer

@@ -82,7 +82,7 @@ def drawn(candidates: Candidates, draft: Draft) -> Tensor:
 
     Path and token are drawn by the same law, so that a token which is no child needs no child to be refused first.
     """
-    return arrival(candidates.window.float().exp(), draft)[..., None] + candidates.scores
+    return arrival(logarithm(candidates.window.float().exp()), draft)[..., None] + candidates.scores
 
 
 def weighed(candidates: Candidates, draft: Draft, laws_BNV: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def weighed(candidates: Candidates, draft: Draft, laws_BNV: Tensor) -> Tensor:
 
     What is drawn if all children are refused follows norm((p - q)+). Taken at its word, a drafter's estimate of p
     (its own law) would let nothing be refused: so ``DOUBT`` of min(p, q) is left out. Children of one place are
-    taken to have one law.
+    taken to have one law, and are tried in order.
     """
     own_BN = laws_BNV.gather(-1, draft.tokens[..., None])[..., 0].clamp(min=torch.finfo(laws_BNV.dtype).tiny)
     taken_BN = (1 - DOUBT) * (candidates.window.float().exp() / own_BN).clamp(max=1)
@@ -98,10 +98,11 @@ def weighed(candidates: Candidates, draft: Draft, laws_BNV: Tensor) -> Tensor:
     q_BMK = proposed(candidates.tokens, draft, laws_BNV).masked_fill(p_BMK == 0, 0)
     shared_BMK = torch.minimum(p_BMK, q_BMK)
     # Of the tokens that are not named all is taken to be shared that can be: a bound, and small.
-    others_BM = torch.minimum(unnamed(p_BMK), unnamed(q_BMK)).masked_fill(q_BMK.sum(-1) == 0, 0)
+    others_BM = torch.minimum(unnamed(p_BMK), unnamed(q_BMK)).masked_fill(childless(draft), 0)
     left_BM = 1 - (1 - DOUBT) * (shared_BMK.sum(-1) + others_BM)
     drawn_BMK = ((p_BMK - (1 - DOUBT) * shared_BMK) / left_BM[..., None]).log()
-    return (arrival(taken_BN, draft) + refusal(taken_BN, draft))[..., None] + drawn_BMK
+    tried_BN = logarithm(taken_BN) + elders_refused(taken_BN, draft)
+    return (arrival(tried_BN, draft) + refusal(taken_BN, draft))[..., None] + drawn_BMK
 
 
 def of_window(scores_BMV: Tensor, draft: Draft) -> Tensor:
@@ -111,24 +112,43 @@ def of_window(scores_BMV: Tensor, draft: Draft) -> Tensor:
     return rows_BNV.gather(-1, draft.tokens[..., None])[..., 0]
 
 
+def logarithm(chance: Tensor) -> Tensor:
+    """Of chances, none of which is taken for certain."""
+    return chance.clamp(1 - SURE, SURE).log()
+
+
 def arrival(taken_BN: Tensor, draft: Draft) -> Tensor:
     """float [B, M]: log-chance that the accepted path comes to each place; minus infinity for padding.
 
     Args:
-        taken_BN: chance of each node to be accepted where its parent is.
+        taken_BN: log-chance of each node to be accepted where its parent is.
         draft: the window.
     """
     real_BN = draft.parents != tree.PAD
-    log_BN = torch.where(real_BN, taken_BN.clamp(1 - SURE, SURE).log(), 0)
-    return pad((draft.ancestors * log_BN[:, None]).sum(-1).masked_fill(~real_BN, -torch.inf), (1, 0))
+    path_BN = (draft.ancestors * torch.where(real_BN, taken_BN, 0)[:, None]).sum(-1)
+    return pad(path_BN.masked_fill(~real_BN, -torch.inf), (1, 0))
 
 
 def refusal(taken_BN: Tensor, draft: Draft) -> Tensor:
-    """float [B, M]: log-chance that every child of a place is refused; see ``arrival``."""
+    """float [B, M]: log-chance that every child of a place is refused, of chances to be accepted."""
     real_BN = draft.parents != tree.PAD
-    left_BN = torch.where(real_BN, (-taken_BN.clamp(1 - SURE, SURE)).log1p(), 0)
+    left_BN = torch.where(real_BN, logarithm(1 - taken_BN), 0)
     above_BN = torch.where(real_BN, draft.parents + 1, 0)
     return pad(torch.zeros_like(left_BN), (1, 0)).scatter_add(1, above_BN, left_BN)
+
+
+def elders_refused(taken_BN: Tensor, draft: Draft) -> Tensor:
+    """float [B, N]: log-chance that every earlier child of a node's parent is refused."""
+    index_N = torch.arange(draft.size, device=taken_BN.device)
+    elder_BNN = (draft.parents[..., None] == draft.parents[:, None]) & (index_N < index_N[:, None])
+    return (elder_BNN * logarithm(1 - taken_BN)[:, None]).sum(-1)
+
+
+def childless(draft: Draft) -> Tensor:
+    """bool [B, M]: whether a place has no child."""
+    if draft.size == 0:
+        return torch.ones_like(draft.positions, dtype=torch.bool)
+    return draft.children[..., 0] < 0
 
 
 def proposed(tokens_BMK: Tensor, draft: Draft, laws_BNV: Tensor) -> Tensor:
@@ -138,7 +158,7 @@ def proposed(tokens_BMK: Tensor, draft: Draft, laws_BNV: Tensor) -> Tensor:
     child_BM = draft.children[..., 0]
     place_BMK = child_BM.clamp(min=0)[..., None] * laws_BNV.shape[-1] + tokens_BMK
     q_BX = laws_BNV.flatten(1).gather(1, place_BMK.flatten(1))
-    return q_BX.reshape(tokens_BMK.shape).masked_fill((child_BM < 0)[..., None], 0)
+    return q_BX.reshape(tokens_BMK.shape).masked_fill(childless(draft)[..., None], 0)
 
 
 def unnamed(chance_BMK: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ class Partner:
         self._gone = False
         self._wants: tuple[Want, ...] = ()
         self._named: Tensor | None = None  # tokens [B, M, K] of this round's early exit
-        self._omega: tuple[tuple[float, ...], ...] = ()
+        self._weighed: tuple[Tensor, Tensor] | None = None  # mass on them along the path, and its length
+        self._refused = False  # to read the rows anew: to ask again would be of no use
         # Whether it answered last time. Who is behind is not waited for, else every round would take so long.
         self._in_step = True
         self._owed: set[int] = set()  # rounds that went without their window
@@ -110,12 +111,9 @@ class Partner:
 
     def weigh(self, law_BMV: Tensor, verdict: Verdict) -> None:
         """Note the law's mass on the tokens that the early exit has named, along the accepted path."""
-        if self._named is None:
-            return
-        mass_BM = law_BMV.gather(-1, self._named).sum(-1)
-        place_BM = pad(verdict.path + 1, (1, 0))
-        reached = zip(mass_BM.gather(1, place_BM).tolist(), verdict.accepted.tolist(), strict=True)
-        self._omega = tuple(tuple(masses[: accepted + 1]) for masses, accepted in reached)
+        if self._named is not None:
+            mass_BM = law_BMV.gather(-1, self._named).sum(-1)
+            self._weighed = mass_BM.gather(1, pad(verdict.path + 1, (1, 0))), verdict.accepted
 
     def settle(self, turn: Turn) -> Draft:
         """Tell what has come true, and get the next draft; an empty one where there is none in time."""
@@ -129,11 +127,11 @@ class Partner:
             window = None if self._gone else self._window()
         if window is None:
             self._owed.add(self._round)
-        if self._lacking and not self._gone:
+        if self._lacking and not (self._gone or self._refused):
             self._trace.fault("lacks tokens of the rows, and is told them anew")
             self._open_again(seq)
         self._round, self._before = self._round + 1, seq.lengths
-        omega, self._omega, self._named = self._omega, (), None
+        omega = self._omega()
         if window is None:
             self._trace.handover([False] * len(seq.lengths), omega=omega)
             return Draft.empty(seq.lengths)
@@ -141,6 +139,14 @@ class Partner:
         self._trace.faults.update(window.faults)
         self._trace.handover(window.hit.tolist(), window.branches, aligned(window), omega)
         return window.draft
+
+    def _omega(self) -> tuple[tuple[float, ...], ...]:
+        """See ``Handover``; read when the host knows the round anyway, so that it waits for the device once."""
+        weighed, self._weighed, self._named = self._weighed, None, None
+        if weighed is None:
+            return ()
+        rows = zip(weighed[0].tolist(), weighed[1].tolist(), strict=True)
+        return tuple(tuple(masses[: accepted + 1]) for masses, accepted in rows)
 
     def _outcome(self, turn: Turn) -> Outcome:
         seq = turn.seq
@@ -190,6 +196,9 @@ class Partner:
             return False
         if isinstance(message, Ready):
             self._in_step |= not message.refusal
+            if message.refusal and kind is not Ready:
+                self._refused = True
+                self._trace.fault(f"does not read the rows anew: {message.refusal}")
             return kind is Ready
         # Who answers the round before has caught up, and is waited for again.
         self._in_step |= message.round >= self._round - 1
@@ -215,7 +224,7 @@ class Partner:
     def _take_back(self, seq: Sequences) -> None:
         """A drafter that has come back reads the rows anew; it is waited for when it has answered once."""
         if self._link.revive():
-            self._gone = False
+            self._gone = self._refused = False
             self._open_again(seq)
 
     def _open_again(self, seq: Sequences) -> None:

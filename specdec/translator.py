@@ -175,7 +175,7 @@ def file_of(name: str | Path) -> Path:
         there = ", ".join(sorted(file.stem for file in SHIPPED.glob(f"*{SUFFIX}")))
         raise ValueError(
             f"there are no trained exits for {str(name)!r}: name a {SUFFIX} file or one of {there or '(none)'}, "
-            "or train them with specdec-train head=exit"
+            "train them with specdec-train head=exit, or take the raw exit (trained=null)"
         )
     return shipped
 

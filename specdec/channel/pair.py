@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 TARGET, DRAFTER = 0, 1
 MEETING = timedelta(seconds=60)
+COMING = timedelta(minutes=5)  # for the place to meet to be opened
 PARTING = 5.0  # seconds for the other side to let go, too
 UNUSED = 1  # tag of operations that are never sent
 
@@ -48,10 +49,14 @@ class Rendezvous:
         """
         host, port = host_and_port(address)
         try:
-            store = distributed.TCPStore(host, port, is_master=opens, wait_for_workers=False)
+            mine = own(host) if opens else interface(host)
+        except OSError as error:  # at once: a store would try for minutes
+            raise ConnectionError(f"no connection at {address}: {error}") from error
+        try:
+            store = distributed.TCPStore(host, port, is_master=opens, wait_for_workers=False, timeout=COMING)
         except RuntimeError as error:
             raise ConnectionError(f"no connection at {address}: {short(error)}") from error
-        return cls(store, host if opens else interface(host))
+        return cls(store, mine)
 
 
 class Pair:
@@ -198,9 +203,17 @@ class Pair:
 def host_and_port(address: str) -> tuple[str, int]:
     """The parts of "host:port". Raises ValueError where it has none."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or int(port) >= 1 << 16:
         raise ValueError(f'address must be "host:port", not {address!r}')
     return host, int(port)
+
+
+def own(host: str) -> str:
+    """The host, if it is this machine. Raises OSError where it is another, or none."""
+    family, kind, protocol, _, (name, _, *rest) = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.bind((name, 0, *rest))
+    return host
 
 
 def interface(host: str) -> str:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager
 
 import torch
 
 from specdec.channel.child import Delivery, end, sharing_cores, started
+from specdec.channel.ends import Ends, finish
 from specdec.channel.nccl import check_backend, check_target
 from specdec.channel.pair import TARGET, Pair, Rendezvous, host_and_port
 from specdec.channel.serve import ARRIVALS, AWAITED, Assembly
 from specdec.channel.sides import absent
-from specdec.messages import Closing, Message
+from specdec.messages import Message
 from specdec.partner import Link, check_seconds
 from specdec.protocols import Drafter, Forecast, Verifier
 from specdec.runtime import CachedModel
@@ -27,7 +26,6 @@ log = logging.getLogger(__name__)
 
 RESTARTS = 3  # of a drafter that dies again and again
 GLANCE = 0.02  # seconds between two looks whether the drafter has come
-HANDSHAKE = 2.0  # seconds for a drafter that has come to be met before the connection is closed
 
 
 class Process:
@@ -104,25 +102,6 @@ class Process:
         self._link = self._held = None
 
 
-@dataclass
-class Ends:
-    """What a connection holds that does not end by itself.
-
-    Attributes:
-        at: where both sides meet.
-        over: that nobody is waited for any more.
-        meeting: waits for the drafter.
-        child: the drafter's process, if it was started here.
-        pair: the connection, if there is one.
-    """
-
-    at: Rendezvous | None
-    over: threading.Event = field(default_factory=threading.Event)
-    meeting: threading.Thread | None = None
-    child: subprocess.Popen[bytes] | None = None
-    pair: Pair | None = None
-
-
 class ProcessLink:
     """A connection that can be made again.
 
@@ -150,7 +129,9 @@ class ProcessLink:
         at.store.set(AWAITED, "")
         self._ends = Ends(at)
         self._finish = weakref.finalize(self, finish, self._ends)  # at the latest when this process ends
+        self._begun = False
         self._meet(at).join(meeting)
+        self._begun = True
         if self._misfit:
             self.close()
             raise ValueError(self._misfit)
@@ -170,6 +151,8 @@ class ProcessLink:
             return False
         if ends.pair is not None and not ends.pair.ended:
             return True
+        if self._misfit:
+            return False
         if self._assembly is None or self._restarts < RESTARTS:
             self._restarts += 1
             self._meet(ends.at)
@@ -204,41 +187,21 @@ class ProcessLink:
             log.warning("%s", error)
         except ValueError as error:
             self._misfit = str(error)
+            if self._begun:  # else it is raised
+                log.warning("%s", error)
 
     def _arrived(self, at: Rendezvous) -> bool:
         """Wait for a drafter, which is handed its work where it was started here; whether one has come."""
-        child, delivery = self._ends.child, None
-        if child is not None and self._assembly is not None:
-            delivery = Delivery(child, at, self._assembly, self._network)
-        while (arrived := at.store.add(ARRIVALS, 0)) <= self._met:
-            if self._ends.over.is_set() or (child is not None and child.poll() is not None):
-                return False
-            if delivery is not None:
-                delivery.go_on()
-            self._ends.over.wait(GLANCE)
-        if delivery is not None:
-            delivery.close()
+        child, go_on = self._ends.child, None
+        with ExitStack() as stack:
+            if child is not None and self._assembly is not None:
+                delivery = stack.enter_context(closing(Delivery(child, at, self._assembly, self._network)))
+                go_on = delivery.go_on
+            while (arrived := at.store.add(ARRIVALS, 0)) <= self._met:
+                if self._ends.over.is_set() or (child is not None and child.poll() is not None):
+                    return False
+                if go_on is not None:
+                    go_on()
+                self._ends.over.wait(GLANCE)
         self._met = arrived
         return True
-
-
-def finish(ends: Ends) -> None:
-    """Tell the drafter that it is not needed any more, and keep neither it nor the place to meet it."""
-    ends.over.set()
-    if ends.meeting is not None:
-        ends.meeting.join(HANDSHAKE)  # who has come by now is met, and so is told
-    if ends.pair is not None and not ends.pair.ended:
-        try:
-            ends.pair.send(Closing())
-        except ConnectionError:
-            log.debug("the drafter had ended")
-    if ends.child is not None:
-        end(ends.child)
-    if ends.meeting is not None:
-        ends.meeting.join()  # by now, or as soon as who came and went has been waited for
-    if ends.pair is not None:
-        ends.pair.close()
-    if ends.at is not None:
-        with suppress(RuntimeError):  # a store that others keep may be gone
-            ends.at.store.delete_key(AWAITED)
-    ends.pair = ends.at = None

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -70,7 +71,9 @@ def main(address: str, target: int) -> None:
         return sent
 
     # What cannot be read here, such as a class of the other side's own script, is told as what cannot be made is.
-    Service(lambda: parcels.load()(network)).serve(at)
+    service = Service(lambda: parcels.load()(network))
+    with suppress(RuntimeError):  # the target has ended before it was met
+        service.serve(at)
     os._exit(0)  # a thread still listens to a connection that is over
 
 
@@ -115,7 +118,7 @@ def served(service: Service, at: Rendezvous) -> bool:
         return service.serve(at)
     except ConnectionError:
         return False
-    except RuntimeError as error:
+    except Exception as error:  # whatever a drafter raises
         try:
             at.store.check([AWAITED])
         except RuntimeError:  # nobody can be met there any more
@@ -166,7 +169,8 @@ class Service:
         except ConnectionError:
             return False
         except BaseException:  # a mistake, or Ctrl-C: the target must not wait for who is not there any more
-            pair.send(Closing())
+            with suppress(ConnectionError):
+                pair.send(Closing())
             raise
         finally:
             pair.close()

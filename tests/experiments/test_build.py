@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from drafters import EarlyExitDrafter, NgramDrafter, NullDrafter
 from experiments.arms import EngineArm, HuggingFaceArm
-from experiments.build import arms, widest
+from experiments.build import arms, forecast_of, widest
 
 
 def arm(name: str, drafter: Any) -> EngineArm:
@@ -27,6 +27,15 @@ def test_the_widest_verification_holds_the_largest_draft() -> None:
 def test_a_drafter_that_does_not_say_is_named() -> None:
     with pytest.raises(ValueError, match="give the drafter of mine a size"):
         widest([arm("plain", NullDrafter()), arm("mine", object())])
+
+
+def test_a_forecast_without_its_trained_exit_is_an_error_before_the_target_is_loaded() -> None:
+    forecast = {"_target_": "specdec.forecast.Blend", "exit": {"_target_": "specdec.exit.Exit", "layer": 22}}
+    config = OmegaConf.create({"forecast": forecast})
+    assert forecast_of(config) is not None and forecast_of(OmegaConf.create({"forecast": None})) is None
+    config.forecast.exit.trained = "Qwen/Qwen3-0.6B"
+    with pytest.raises(ValueError, match=r"no trained exits for 'Qwen/Qwen3-0.6B'.*raw exit \(trained=null\)"):
+        forecast_of(config)
 
 
 def test_at_an_address_one_drafter_is_awaited() -> None:

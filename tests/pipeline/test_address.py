@@ -212,10 +212,15 @@ def test_a_drafter_that_borrows_is_refused_from_elsewhere(tiny_target, address, 
         assert left(drafter)[0] == 0
 
 
-@pytest.mark.parametrize("wrong", ["localhost", ":29500", "localhost:", "localhost:port"])
+@pytest.mark.parametrize("wrong", ["localhost", ":29500", "localhost:", "localhost:port", "localhost:65536"])
 def test_an_address_has_a_host_and_a_port(wrong):
     with pytest.raises(ValueError, match='address must be "host:port"'):
         Process(address=wrong)
+
+
+def test_an_address_of_another_machine_is_told_at_once():
+    with pytest.raises(ConnectionError, match="no connection at 192.0.2.7:29613"):
+        Rendezvous.of("192.0.2.7:29613", opens=True)
 
 
 def test_an_address_that_is_taken_is_told(tiny_target, address):

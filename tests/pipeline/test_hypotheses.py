@@ -45,7 +45,7 @@ def test_a_path_comes_to_a_place_and_ends_there_by_brute_force(parents: list[int
                 arrives[end + 1] += weight
                 ends[end + 1] += weight * (not any(taken[n] for n in children))
     chances_BN = torch.tensor([chances]).reshape(1, -1)
-    came_M, left_M = arrival(chances_BN, draft)[0], refusal(chances_BN, draft)[0]
+    came_M, left_M = arrival(chances_BN.log(), draft)[0], refusal(chances_BN, draft)[0]
     assert torch.allclose(came_M.exp(), torch.tensor(arrives), atol=1e-6)
     assert torch.allclose((came_M + left_M).exp(), torch.tensor(ends), atol=1e-6)
 
@@ -56,7 +56,7 @@ def test_the_likeliest_outcomes_are_prepared_and_a_refused_token_is_none() -> No
     tokens_BMK[0, 0, 1], tokens_BMK[0, 1, 2] = draft.tokens[0, 0], draft.tokens[0, 2]
     scores_BMK = torch.randn(1, 5, 4, generator=GENERATOR)
     candidates = Candidates(tokens_BMK, scores_BMK, -torch.rand(1, 4, generator=GENERATOR))
-    came_M = arrival(candidates.window.exp(), draft)[0]
+    came_M = arrival(candidates.window, draft)[0]
     children = {m: {int(draft.tokens[0, n]) for n in range(4) if draft.parents[0, n] == m - 1} for m in range(5)}
     gains = {
         (m - 1, k): float(came_M[m] + scores_BMK[0, m, k])
@@ -115,6 +115,27 @@ def test_chances_are_those_of_the_rule(rule, parents, seed, monkeypatch) -> None
     by_other = weighed(*points(candidates, draft)) if draft.laws is None else drawn(candidates, draft)
     assert draft.laws is None or far(by_other) > 4 * SIGMAS, "a rule would do for the other"
     assert draft.laws is not None or far(by_other) < SIGMAS, "a point mass is a law like any"
+
+
+@pytest.mark.parametrize("parents", TREES, ids=str)
+def test_no_outcome_of_a_tree_is_counted_twice(parents: list[int]) -> None:
+    draft, p_BMV = window(parents, weighs=True)
+    candidates = Candidates.top(p_BMV.log(), draft, WORDS)
+    assert draft.laws is not None
+    chance_BMK = weighed(candidates, draft, draft.laws).masked_fill(refused(candidates.tokens, draft), -torch.inf)
+    assert 0.5 < float(chance_BMK.exp().sum()) <= 1 + 1e-5
+
+
+def test_an_elder_child_is_tried_first() -> None:
+    """Both are sure to be accepted by the laws: the younger one is asked only if the elder was refused."""
+    draft, _ = window([-1, -1], weighs=True)
+    p_BMV = torch.full((1, 3, WORDS), 1 / WORDS)
+    draft = Draft(draft.tokens, draft.parents, draft.base, p_BMV[:, :2])
+    found_M = seen(Ratio(), draft, p_BMV).sum(-1)
+    assert found_M.tolist() == [0, 1, 0]
+    candidates = Candidates.top(p_BMV.log(), draft, WORDS)
+    chance_M = weighed(candidates, draft, p_BMV[:, :2])[0].exp().sum(-1)
+    assert chance_M[1] > 3 * chance_M[2]
 
 
 def points(candidates: Candidates, draft: Draft) -> tuple[Candidates, Draft, torch.Tensor]:

@@ -90,6 +90,26 @@ def test_a_drafter_that_lacks_tokens_is_told_all_rows_anew(tiny_target, tiny_dra
     assert len(drafter.rows[-1]) > len(whole) / 2, "it never drafted again"
 
 
+class Once(ModelDrafter):
+    """It begins one time."""
+
+    begun = 0
+
+    def begin(self, target, seq):
+        self.begun += 1
+        if self.begun > 1:
+            raise ValueError("never again")
+        super().begin(target, seq)
+
+
+def test_one_that_refuses_them_is_not_told_again(tiny_target, tiny_draft):
+    drafter = Once(tiny_draft, length=3)
+    result = run(tiny_target, drafter, AllAccepted(), Through(True))
+    assert result.row() == run(tiny_target, NullDrafter(), None, Inline()).row()
+    assert result.metrics.faults["drafter: does not read the rows anew: never again"] == 1
+    assert drafter.begun == 2
+
+
 @pytest.mark.parametrize("off", [{"since": 1}, {"lengths": 1}], ids=["since", "lengths"])
 def test_an_outcome_that_leaves_a_hole_is_not_taken(tiny_target, off):
     drafter = ModelDrafter(tiny_target, length=2)
