@@ -219,7 +219,7 @@ def test_an_address_has_a_host_and_a_port(wrong):
 
 
 def test_an_address_of_another_machine_is_told_at_once():
-    with pytest.raises(ConnectionError, match="no connection at 192.0.2.7:29613"):
+    with pytest.raises(ConnectionError, match=r"no connection at 192\.0\.2\.7:29613"):
         Rendezvous.of("192.0.2.7:29613", opens=True)
 
 
