@@ -66,6 +66,8 @@ def composed(group: str, option: str, rows: Path, tiny_model_dir: Path, tiny_hea
     heads = option.removesuffix("_tree")
     if heads in tiny_heads:
         overrides.append(f"drafter.weights={tiny_heads[heads]}")
+    if option in ("blend", "mirror"):  # there are none for the tiny target
+        overrides.append("forecast.exit.trained=smollm2-135m-instruct")
     if option.startswith("synthetic"):  # the others take gigabytes
         overrides.append("drafter.model=synthetic/tiny")
     return compose("config", overrides)
