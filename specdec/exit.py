@@ -16,7 +16,7 @@ from specdec.hypotheses import Candidates
 from specdec.runtime import CachedModel
 from specdec.runtime.readout import Glance
 from specdec.sampling import Sampling
-from specdec.translator import check_depth, load_translator
+from specdec.translator import depth_of, load_translator
 from specdec.types import Draft
 
 if TYPE_CHECKING:
@@ -64,6 +64,11 @@ class Exit:
             return self.translator
         return load_translator(self.trained, self.layer)
 
+    @cached_property
+    def trained_depth(self) -> int | None:
+        """Layers of the target that the trained exit is for; read once, since every forward asks."""
+        return None if self.trained is None else depth_of(self.trained)
+
     def of(self, model: CachedModel) -> int:
         """The layer in a model.
 
@@ -78,8 +83,11 @@ class Exit:
             raise ValueError(f"the early exit must be after layer 1 to {depth - 1} of this target, not {layer}")
         if self.top > model.vocab_size:
             raise ValueError(f"the target has {model.vocab_size} tokens: an early exit cannot name {self.top}")
-        if self.trained is not None:
-            check_depth(self.trained, depth)
+        if self.trained_depth not in (None, depth):
+            raise ValueError(
+                f"the exits of {self.trained} were trained for a target of {self.trained_depth} layers, but this "
+                f"one has {depth}: name others, or take the raw exit (trained=null)"
+            )
         return layer
 
     def glance(self, model: CachedModel, draft: Draft, sampling: Sampling, hint: Hint) -> Glance:

@@ -142,14 +142,10 @@ def facts(name: str | Path) -> dict[str, str]:
         raise ValueError(f"{path} is damaged or holds no trained exits: {error!r}") from error
 
 
-def check_depth(name: str | Path, depth: int) -> None:
-    """Raises ValueError where a target's trained exits are known to be for another number of layers."""
-    known = facts(name).get("depth")
-    if known not in (None, str(depth)):
-        raise ValueError(
-            f"the exits of {name} were trained for a target of {known} layers, but this one has {depth}: "
-            "name others, or take the raw exit (trained=null)"
-        )
+def depth_of(name: str | Path) -> int | None:
+    """Layers of the target that trained exits are for, None where their file does not say."""
+    depth = facts(name).get("depth")
+    return None if depth is None else int(depth)
 
 
 def save_translators(path: Path, found: Mapping[int, Translator], **facts: Any) -> None:
