@@ -194,9 +194,9 @@ def test_heads_of_another_target_are_refused(made: dict[str, tuple[int, ...]], t
         prefilled(FullVerifier(FAMILIES["llama"]()), drafter, ROWS)
 
 
-@pytest.mark.parametrize("kind", [MedusaHeads, HydraHeads, RecurrentHead])
-def test_they_say_how_deep_their_target_is(kind: Any, tmp_path: Path) -> None:
-    layout = next(layout for layout in LAYOUTS.values() if layout.heads.__self__ is kind)  # type: ignore[attr-defined]
+@pytest.mark.parametrize(("name", "kind"), zip(PLAIN, [MedusaHeads, HydraHeads, RecurrentHead], strict=True))
+def test_they_say_how_deep_their_target_is(name: str, kind: Any, tmp_path: Path) -> None:
+    layout = LAYOUTS[name]
     kind.fresh(FullVerifier(FAMILIES["llama"]()).model.network).save(tmp_path / "first")
     kind.load(tmp_path / "first").save(tmp_path / "again")
     drafter = layout.drafter(tmp_path / "again", length=2)
