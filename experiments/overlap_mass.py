@@ -122,7 +122,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--exits", nargs="*", type=int, default=[15, 22, 26], help="layers that forecasts read")
     parser.add_argument("--budgets", nargs="+", type=int, default=[8, 16, 32], help="branches of a forecast")
     parser.add_argument("--top", type=int, default=16, help="tokens per place that a source names")
-    parser.add_argument("--weight", type=float, default=0.8, help="of the exit in a blend")
+    parser.add_argument("--weight", type=float, default=0.6, help="of the exit in a blend")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--runtime", default="auto")

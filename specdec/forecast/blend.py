@@ -41,7 +41,7 @@ class Blend:
     exit: Exit
     top: int = 8
     branches: int | None = 16
-    weight: float = 0.8
+    weight: float = 0.6
 
     reads_drafter = True
 
