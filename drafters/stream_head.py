@@ -57,7 +57,7 @@ class StreamHead(Eagle3Head):
         super().__init__(settings, target_hidden, ids, layers, embeds, norm_before_residual)
         if streams < 1:
             raise ValueError(f"streams must be at least 1, not {streams}: Eagle3Head has none")
-        self.streams = nn.Embedding(streams, self.width)
+        self.streams, self.share = nn.Embedding(streams, self.width), STREAM
         nn.init.normal_(self.streams.weight, std=self.config.initializer_range)
 
     @classmethod
@@ -68,6 +68,7 @@ class StreamHead(Eagle3Head):
         layers: Sequence[int] | None = None,
         streams: int = 3,
         base: str | Path | None = None,
+        share: float = STREAM,
     ) -> StreamHead:
         """A head for a target, or streams for one that is trained.
 
@@ -76,16 +77,19 @@ class StreamHead(Eagle3Head):
             streams: E.
             base: a directory or file of a trained head, with streams of its own or without, all of which stays as
                 it is: only new streams learn. It has its own vocabulary and layers. None trains everything.
+            share: weight of a stream in the loss, that of the main stream being 1.
 
         Raises:
             FileNotFoundError, ValueError: see ``load`` and ``check``.
         """
         if base is None:
-            return cls.on(Eagle3Head.fresh(target, vocabulary, layers), streams)
-        kind = cls if read(base, FILES).has(WEIGHT) else Eagle3Head
-        made = cls.on(kind.load(base), streams).to(torch.float32)
-        made.check(target)
-        made.only_streams()
+            made = cls.on(Eagle3Head.fresh(target, vocabulary, layers), streams)
+        else:
+            kind = cls if read(base, FILES).has(WEIGHT) else Eagle3Head
+            made = cls.on(kind.load(base), streams).to(torch.float32)
+            made.check(target)
+            made.only_streams()
+        made.share = share
         return made
 
     @classmethod
@@ -122,7 +126,8 @@ class StreamHead(Eagle3Head):
     ) -> dict[str, Tensor]:
         """By step of the training-time test the main stream's loss, as EAGLE-3's, and by stream its own.
 
-        A stream's is the cross-entropy of the tokens that followed, times 0.1, over all steps with their weights.
+        A stream's is the cross-entropy of the tokens that followed, times ``share``, over all steps with their
+        weights.
         Takes the arguments of ``drafters.trainable.Trainable.losses``.
         """
         place_P = places(wanted_BS[:, 1:])
@@ -138,7 +143,7 @@ class StreamHead(Eagle3Head):
             losses[f"step {step + 1}"] = weight * mean_loss(said_PD, law_PD, here_P & known_P)
             for stream, (name, (taught_P, label_P)) in enumerate(zip(ahead, lessons, strict=True), 1):
                 said_PD = self._said(at(own_BFTX[:, stream], place_P))
-                ahead[name] = ahead[name] + STREAM * weight * mean_loss(said_PD, label_P, here_P & taught_P)
+                ahead[name] = ahead[name] + self.share * weight * mean_loss(said_PD, label_P, here_P & taught_P)
         return losses | ahead
 
     def _lesson(self, tokens_BS: Tensor, wanted_BS: Tensor, place_P: Tensor, stream: int) -> tuple[Tensor, Tensor]:
