@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from drafters.weights import located
+
 FILES = ("model.safetensors", "pytorch_model.bin")  # as Hugging Face names them
 CONFIG, SUFFIX, INDEX = "config.json", ".safetensors", ".index.json"
 
@@ -83,7 +85,7 @@ def read(path: str | Path, names: Sequence[str], wanted: Callable[[str], bool] =
     """The tensors of a checkpoint, on the CPU and in the types that they have there.
 
     Args:
-        path: a file, or a directory that holds one of ``names``.
+        path: a file, or a directory that holds one of ``names``, or what is shipped: see ``drafters.weights``.
         names: of files, the first that is there is read, or those that its index names. What does not end in
             ``.safetensors`` is a pickle: only tensors are taken out of it, nothing in it is run.
         wanted: which tensors are read; the others are not even looked at.
@@ -92,7 +94,7 @@ def read(path: str | Path, names: Sequence[str], wanted: Callable[[str], bool] =
         FileNotFoundError: there is none.
         ValueError: it is damaged, or holds more than tensors.
     """
-    path = Path(path).expanduser()
+    path = located(path)
     files = [path, *(file for name in names for file in (path / name, path / f"{name}{INDEX}"))]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
@@ -132,8 +134,8 @@ def _parts(file: Path, wanted: Callable[[str], bool]) -> list[Path]:
 
 
 def config_of(path: str | Path) -> dict[str, Any]:
-    """The ``config.json`` of a directory, empty where there is none. Raises ValueError for a damaged one."""
-    return _config(Path(path).expanduser() / CONFIG)
+    """The ``config.json`` of a directory, empty where there is none; ``path`` and errors are those of ``read``."""
+    return _config(located(path) / CONFIG)
 
 
 def _config(file: Path) -> dict[str, Any]:

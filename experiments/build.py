@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from drafters import NullDrafter
+from drafters.weights import located
 from experiments.arms import BASELINES, PLAIN, Arm, Decoding, EngineArm
 from experiments.job import Job
 from specdec.channel import Process
@@ -38,6 +40,7 @@ def build(config: DictConfig, drafter: str | None, meet: Meet | None = None) -> 
     """
     # Before the target, which takes longest to load.
     prompts = tuple(instantiate(config.data, _convert_="all"))
+    weights_of(config, drafter, meet)
     decoding, _, _ = decoding_of(config), channel_of(config), forecast_of(config)
     verifier: FullVerifier = instantiate(config.verifier, _convert_="all")
     if any(prompt.chat for prompt in prompts) and not getattr(verifier.tokenizer, "chat_template", None):
@@ -101,6 +104,20 @@ def engine_arm(
     elsewhere = forecast is not None and isinstance(channel, Process)
     drafter = instantiate(part, _convert_="all", _partial_=elsewhere)
     return EngineArm(name, verifier, drafter, forecast, channel)
+
+
+def weights_of(config: DictConfig, drafter: str | None, meet: Meet | None = None) -> dict[str, Path]:
+    """Where the weights of every drafter that names some lie, by the arm's name.
+
+    Drafters that are made elsewhere are left out: their files need not be on this machine.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+    """
+    met = meet is not None or config.channel.get("address") is not None
+    parts = {} if met and config.get("forecast") is not None else drafters(config.get("drafter"), drafter)
+    named = {name: part.get("weights") for name, part in parts.items()}
+    return {name: located(weights) for name, weights in named.items() if weights is not None}
 
 
 def forecast_of(config: DictConfig) -> Forecast | None:

@@ -31,6 +31,8 @@ OPTIONS = [
     for file in sorted((CONF / group).rglob("*.yaml"))
 ]
 MADE = [option for option in OPTIONS if option[0] != "experiment"]
+# The arms of drafter=trained.
+TRAINED = ("eagle3", "eagle3_tree", "medusa", "adapter", "stream")
 ROW = {"question_id": 1, "turns": ["x"]}
 # What each acceptance rule is called here.
 RULES = {name.lower(): getattr(specdec, name) for name in ("Block", "Coupled", "Match", "Ratio", "Typical")}
@@ -66,6 +68,8 @@ def composed(group: str, option: str, rows: Path, tiny_model_dir: Path, tiny_hea
     heads = option.removesuffix("_tree")
     if heads in tiny_heads:
         overrides.append(f"drafter.weights={tiny_heads[heads]}")
+    if option == "trained":  # none are shipped for the tiny target
+        overrides += [f"drafter.{arm}.weights={tiny_heads[arm.removesuffix('_tree')]}" for arm in TRAINED]
     if option in ("blend", "mirror"):  # there are none for the tiny target
         overrides.append("forecast.exit.trained=smollm2-135m-instruct")
     if option.startswith("synthetic"):  # the others take gigabytes
@@ -99,6 +103,8 @@ def expected_drafters(group: str, option: str) -> int:
         return 1
     if group != "drafter" or option == "training_free":
         return 3
+    if option == "trained":
+        return len(TRAINED)
     return 0 if option == "plain" else 1
 
 

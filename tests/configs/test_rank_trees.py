@@ -14,9 +14,8 @@ from experiments.acceptance_by_rank import main
 from experiments.run import CONF
 from verifiers import FullVerifier
 
-DRAFTERS = sorted(
-    file.stem for file in (CONF / "drafter").glob("*.yaml") if file.stem not in ("plain", "training_free")
-)
+SEVERAL = ("trained", "training_free")
+DRAFTERS = sorted(file.stem for file in (CONF / "drafter").glob("*.yaml") if file.stem not in ("plain", *SEVERAL))
 CHAINS = ("lookahead", "ngram", "stream", "suffix")
 
 
@@ -63,9 +62,7 @@ def test_a_drafter_is_measured_and_drafts_the_tree(
     assert not result.metrics.faults
 
 
-@pytest.mark.parametrize("name", ["training_free", "plain"])
+@pytest.mark.parametrize("name", [*SEVERAL, "plain"])
 def test_one_drafter_at_a_time_that_drafts(name: str, values: list[str], tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="one drafter is measured" if name == "training_free" else "proposed nothing"
-    ):
+    with pytest.raises(ValueError, match="one drafter is measured" if name in SEVERAL else "proposed nothing"):
         main([f"drafter={name}", *values, "max_new_tokens=4", "--out", str(tmp_path / "found.json")])
