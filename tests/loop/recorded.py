@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
+from tape import Tape
 
 import specdec
 from drafters import (
@@ -113,18 +113,14 @@ class Operations(Recording):
 
     def __init__(self, part, shape, leaves):
         self._inputs = [leaf.clone() for leaf in leaves]
-        self._result_shape = None
-
-        def run(*inputs):
-            out = []
-            self._result_shape = flatten(part(*rebuild(shape, iter(inputs))), out)
-            return out
-
-        self._operations = make_fx(run)(*self._inputs)
+        with Tape(self._inputs) as tape:
+            out: list[torch.Tensor] = []
+            self._result_shape = flatten(part(*rebuild(shape, iter(self._inputs))), out)
+        self._play = tape.player(out)
 
     def __call__(self, leaves):
         fill(self._inputs, leaves)
-        return rebuild(self._result_shape, iter(self._operations(*self._inputs)))
+        return rebuild(self._result_shape, iter(self._play(*self._inputs)))
 
 
 def replaying(model, made):

@@ -240,8 +240,8 @@ class TestShipped:
         hits = {}
         for name, map in (("raw", None), ("trained", load_translator("smollm2-135m-instruct", 22))):
             forecast = EarlyExitTopK(Exit(22, 1, map), branches=None)
-            drafter = EarlyExitDrafter(exit_layer=28, length=1)
+            drafter = EarlyExitDrafter(exit_layer=1, length=1)  # the cheapest: what it drafts plays no part
             prompt = [{"role": "user", "content": "Explain why the sky is blue."}]
-            result = specdec.generate(verifier, drafter, prompt, max_new_tokens=48, forecast=forecast)
+            result = specdec.generate(verifier, drafter, prompt, max_new_tokens=24, forecast=forecast)
             hits[name] = result.metrics.hit_rate or 0.0
         assert hits["trained"] > 2 * hits["raw"] > 0

@@ -16,7 +16,7 @@ from drafters import EarlyExitDrafter, NgramDrafter, NullDrafter
 from specdec.triage import Triage, judge, spacing
 from verifiers import FullVerifier
 
-PROMPT = [5, 6, 7, 8, 5, 6, 7]
+PROMPT, NEW = [5, 6, 7, 8, 5, 6, 7], 24
 BF16 = torch.bfloat16
 
 
@@ -40,7 +40,7 @@ def llama(layers: int = 2, dtype: torch.dtype = BF16, seed: int = 0) -> LlamaFor
 
 def decode(verifier: FullVerifier, drafter: Any, prompt: list[int] = PROMPT) -> list[int]:
     """Greedy tokens."""
-    return specdec.generate(verifier, drafter, prompt, max_new_tokens=24).row()
+    return specdec.generate(verifier, drafter, prompt, max_new_tokens=NEW).row()
 
 
 def logits(*leading: float, rest: float = -9.0) -> Tensor:
@@ -200,10 +200,11 @@ def test_drafters_in_low_precision_do_nothing_but_round() -> None:
     verifier = FullVerifier(llama(layers=6))
     triage = Triage(verifier.model)
     prompts = torch.randint(97, (12, 6), generator=torch.Generator().manual_seed(2)).tolist()
-    for prompt in prompts:
-        plain = decode(verifier, NullDrafter(), prompt)
-        for drafter in (NgramDrafter(), EarlyExitDrafter(width=3)):
-            found = triage(prompt, plain, decode(verifier, drafter, prompt))
+    plain = specdec.generate(verifier, NullDrafter(), prompts, NEW)
+    for drafter in (NgramDrafter(), EarlyExitDrafter(width=3)):
+        drafted = specdec.generate(verifier, drafter, prompts, NEW)
+        for row, prompt in enumerate(prompts):
+            found = triage(prompt, plain.row(row), drafted.row(row))
             assert found is None or found.kind != "bug", found
 
 
