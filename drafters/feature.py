@@ -167,11 +167,11 @@ class FeatureModel(StateModel):
         if hanging.size == 0:
             return given_BWX
         node_BW = slot_BW - hanging.lengths[:, None]
-        drafted_BWX = self._drafted(node_BW.clamp(0, hanging.size - 1), hanging)
+        drafted_BWX = self._drafted(node_BW.clamp(0, hanging.size - 1), what.positions, hanging)
         return torch.where((node_BW >= 0)[..., None], drafted_BWX, given_BWX)
 
-    def _drafted(self, node_BW: Tensor, hanging: Hanging) -> Tensor:
-        """[B, W, X]: the features that nodes are read with, what the head made of the node above."""
+    def _drafted(self, node_BW: Tensor, position_BW: Tensor, hanging: Hanging) -> Tensor:
+        """[B, W, X]: the features that nodes at positions are read with, what the head made of the node above."""
         above_BW = hanging.parents.gather(1, node_BW).clamp(min=tree.ROOT)
         return along(self._made, (hanging.lengths[:, None] + above_BW).clamp(min=0))
 

@@ -23,6 +23,7 @@ from specdec.types import Tap
 
 STREAM = 0.1  # weight of a stream in the loss; that of the main stream is 1 (arXiv 2402.11131)
 WEIGHT = "streams.weight"
+LAGS = STEPS - 1  # that a pair can be behind by and know it
 
 
 class StreamHead(Eagle3Head):
@@ -33,8 +34,9 @@ class StreamHead(Eagle3Head):
     and the streams before it. All go through the same layer, norm and LM head.
 
     Unlike EAGLE-3's, a pair behind a drafted token does not read what was made of the pair before it, but the
-    newest state of the target that there is. What the main stream says there then follows from tokens alone, so
-    that guessed tokens can be verified side by side; behind committed tokens it says what EAGLE-3 does.
+    newest state of the target that there is, and a learned embedding of how many tokens came since, R_l. What the
+    main stream says there then follows from tokens alone, so that guessed tokens can be verified side by side;
+    behind committed tokens it says what EAGLE-3 does.
 
     Args:
         settings, target_hidden, ids, layers, embeds, norm_before_residual: see ``Eagle3Head``.
@@ -59,6 +61,8 @@ class StreamHead(Eagle3Head):
             raise ValueError(f"streams must be at least 1, not {streams}: Eagle3Head has none")
         self.streams, self.share = nn.Embedding(streams, self.width), STREAM
         nn.init.normal_(self.streams.weight, std=self.config.initializer_range)
+        self.lags = nn.Embedding(LAGS, self.width)
+        nn.init.zeros_(self.lags.weight)
 
     @classmethod
     def fresh(
@@ -68,6 +72,7 @@ class StreamHead(Eagle3Head):
         layers: Sequence[int] | None = None,
         streams: int = 3,
         base: str | Path | None = None,
+        frozen: bool = True,
         share: float = STREAM,
     ) -> StreamHead:
         """A head for a target, or streams for one that is trained.
@@ -75,31 +80,48 @@ class StreamHead(Eagle3Head):
         Args:
             target, vocabulary, layers: see ``Eagle3Head.fresh``.
             streams: E.
-            base: a directory or file of a trained head, with streams of its own or without, all of which stays as
-                it is: only new streams learn. It has its own vocabulary and layers. None trains everything.
+            base: a directory or file of a trained head, with streams of its own or without, to begin with. It has
+                its own layers. None begins with nothing.
+            frozen: whether all of the base stays as it is, its vocabulary too, and only new streams learn.
             share: weight of a stream in the loss, that of the main stream being 1.
 
         Raises:
-            FileNotFoundError, ValueError: see ``load`` and ``check``.
+            FileNotFoundError, ValueError: see ``load``, ``check`` and ``on``.
         """
         if base is None:
             made = cls.on(Eagle3Head.fresh(target, vocabulary, layers), streams)
         else:
             kind = cls if read(base, FILES).has(WEIGHT) else Eagle3Head
-            made = cls.on(kind.load(base), streams).to(torch.float32)
+            ids = None if frozen or vocabulary is None else target.frequent(vocabulary)
+            made = cls.on(kind.load(base), streams, ids).to(torch.float32)
             made.check(target)
-            made.only_streams()
+            if frozen:
+                made.only_streams()
         made.share = share
         return made
 
     @classmethod
-    def on(cls, head: Eagle3Head, streams: int = 3) -> StreamHead:
-        """A copy of a trained head, with new streams."""
+    def on(cls, head: Eagle3Head, streams: int = 3, ids: Tensor | None = None) -> StreamHead:
+        """A copy of a trained head, with new streams.
+
+        Args:
+            head: which.
+            streams: E.
+            ids: int64, the tokens of its vocabulary that are kept; None keeps all.
+
+        Raises:
+            ValueError: it does not know all of ``ids``.
+        """
+        kept = torch.ones_like(head.ids, dtype=torch.bool) if ids is None else torch.isin(head.ids, ids)
+        if ids is not None and int(kept.sum()) < len(ids):
+            raise ValueError(
+                f"the base knows {int(kept.sum())} of the {len(ids)} tokens: pass a smaller vocabulary, or another one"
+            )
         residual = head.midlayer.norm_before_residual
         settings, embeds = head.config.to_dict(), head.embed_tokens is not None
-        made = cls(settings, head.target_hidden, head.ids, head.layers, embeds, residual, streams)
+        made = cls(settings, head.target_hidden, head.ids[kept], head.layers, embeds, residual, streams)
         held = {name: weight for name, weight in head.state_dict().items() if name != WEIGHT}
-        made.load_state_dict(held, strict=False)
+        made.load_state_dict(held | {"lm_head.weight": head.lm_head.weight[kept]}, strict=False)
         return made.to(head.fc.weight.device, head.fc.weight.dtype)
 
     @property
@@ -137,7 +159,9 @@ class StreamHead(Eagle3Head):
         losses: dict[str, Tensor] = {}
         lessons = [self._lesson(tokens_BS, wanted_BS, place_P, stream) for stream in range(1, 1 + self.count)]
         ahead = {f"stream {stream}": feature_BTX.new_zeros(()) for stream in range(1, 1 + self.count)}
-        for step, own_BFTX in enumerate(unrolled_streams(pairs, feature_BTX, self.streams.weight, STEPS)):
+        for step, own_BFTX in enumerate(
+            unrolled_streams(pairs, feature_BTX, self.streams.weight, self.lags.weight)
+        ):
             here_P, weight = at(begun(wanted_BS[:, :-1], step), place_P), DECAY**step
             said_PD = self._said(at(own_BFTX[:, 0], place_P))
             losses[f"step {step + 1}"] = weight * mean_loss(said_PD, law_PD, here_P & known_P)
@@ -159,7 +183,7 @@ class StreamHead(Eagle3Head):
         return at(wanted_BT, place_P) & (label_P >= 0), label_P.clamp(min=0)
 
 
-def unrolled_streams(read: Read, features_BTX: Tensor, streams_EX: Tensor, steps: int) -> Iterator[Tensor]:
+def unrolled_streams(read: Read, features_BTX: Tensor, streams_EX: Tensor, lags_LX: Tensor) -> Iterator[Tensor]:
     """What a head makes in every step of the training-time test, [B, F, T, X] each; see ``drafters.unrolled``.
 
     At place t step j reads the last true feature, that of pair t - j. Later steps see pairs, never streams.
@@ -168,14 +192,14 @@ def unrolled_streams(read: Read, features_BTX: Tensor, streams_EX: Tensor, steps
         read: (features, positions [1, F * T], attention) to what the head makes of them and of its tokens.
         features_BTX: the target's.
         streams_EX: the streams' embeddings.
-        steps: how many.
+        lags_LX: those of lags, one for each step but the first.
     """
     size, apart_FX = features_BTX.shape[1], pad(streams_EX, (0, 0, 1, 0))
     further_F1 = torch.arange(len(apart_FX), device=features_BTX.device)[:, None]
     positions_1W = (further_F1 + torch.arange(size, device=features_BTX.device)).flatten()[None]
     past = PairsPast(size)
-    for step in range(steps):
-        feature_BWX = (features_BTX[:, None] + apart_FX[:, None]).flatten(1, 2)
+    for step, lag_X in enumerate(pad(lags_LX, (0, 0, 1, 0))):
+        feature_BWX = (features_BTX[:, None] + lag_X + apart_FX[:, None]).flatten(1, 2)
         seen = streams_see(step, size, len(streams_EX), features_BTX.device)
         own_BWX = read(feature_BWX, positions_1W, attention_mask=seen, past_key_values=past)
         yield own_BWX.unflatten(1, (len(apart_FX), size))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from drafters.feature import FeatureModel, FeatureNetwork, along, paired
 from specdec.runtime.feed import Hanging
@@ -32,6 +33,7 @@ class StreamModel(FeatureModel):
         super().__init__(network)
         head: Any = network.head
         self._streams_EX: Tensor = head.streams.weight
+        self._lags_LX: Tensor = head.lags.weight
         self._number_N = torch.zeros(0, dtype=torch.int64)  # of each node: 0 is the main stream
         self._rooted = 0  # streams of the last committed token, at the end of the tree that is hung next
 
@@ -64,7 +66,8 @@ class StreamModel(FeatureModel):
         size, streams, self._rooted = nodes[0].shape[1], self._rooted, 0
         self._number_N = torch.arange(streams - size + 1, streams + 1, device=lengths_B.device).clamp(min=0)
 
-    def _drafted(self, node_BW: Tensor, hanging: Hanging) -> Tensor:
-        held_B1X = along(self._given, hanging.lengths[:, None] - 1)
-        apart_FX = torch.cat([torch.zeros_like(self._streams_EX[:1]), self._streams_EX])
-        return held_B1X + apart_FX[self._number_N[node_BW]]
+    def _drafted(self, node_BW: Tensor, position_BW: Tensor, hanging: Hanging) -> Tensor:
+        held_B1X, number_BW = along(self._given, hanging.lengths[:, None] - 1), self._number_N[node_BW]
+        # A stream of a place is as far behind as the place.
+        lag_BW = (position_BW - number_BW - hanging.lengths[:, None] + 1).clamp(0, len(self._lags_LX))
+        return held_B1X + pad(self._streams_EX, (0, 0, 1, 0))[number_BW] + pad(self._lags_LX, (0, 0, 1, 0))[lag_BW]

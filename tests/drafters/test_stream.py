@@ -166,7 +166,9 @@ def reference(head, states, row, drafted, stream):
     weights, end = head.state_dict(), len(row) - 1
     true = torch.cat([states[Tap(layer)][0, :end] for layer in LAYERS], -1) @ weights["fc.weight"].T
     tokens = [*row[1:], *drafted]
-    held = [true[-1]] * len(drafted) + [true[-1] + weights["streams.weight"][j] for j in range(stream)]
+    lags = [true[-1], *(true[-1] + lag for lag in weights["lags.weight"])]
+    behind = [lags[min(lag, 6)] for lag in range(len(drafted) + 1)]
+    held = behind[1:] + [behind[-1] + weights["streams.weight"][j] for j in range(stream)]
     features = torch.cat([true, *(feature[None] for feature in held)])
     own = published(weights, weights["embed_tokens.weight"][tokens + tokens[-1:] * stream], features)
     return normed(own[-1], weights["norm.weight"]) @ weights["lm_head.weight"].T
@@ -261,6 +263,20 @@ def test_new_streams_learn_on_a_trained_head_that_stays(target, kind, tmp_path):
         StreamHead.fresh(frozen, base=tmp_path)
 
 
+def test_a_base_goes_on_learning_with_a_part_of_its_vocabulary(target, tmp_path):
+    frozen = FrozenTarget(FullVerifier(target).model.network)
+    base = Eagle3Head(SETTINGS, 32, None, LAYERS, embeds=True)
+    base.save(tmp_path)
+    made = StreamHead.fresh(frozen, 5, streams=2, base=tmp_path, frozen=False)
+    assert made.ids.tolist() == frozen.frequent(5).tolist() and not made.lags.weight.any()
+    assert all(weight.requires_grad for weight in made.parameters())
+    assert torch.equal(made.lm_head.weight, base.lm_head.weight[made.ids])
+    assert torch.equal(made.midlayer.mlp.up_proj.weight, base.midlayer.mlp.up_proj.weight)
+    Eagle3Head(SETTINGS, 32, KNOWN, LAYERS, embeds=True).save(tmp_path)
+    with pytest.raises(ValueError, match=f"knows {len(KNOWN)} of the {SETTINGS['vocab_size']} tokens"):
+        StreamHead.fresh(frozen, SETTINGS["vocab_size"], base=tmp_path, frozen=False)
+
+
 def test_what_is_saved_loads_to_the_same_drafts(target, head, tmp_path):
     head.save(tmp_path / "head", target="tiny")
     again = StreamHead.load(tmp_path / "head")
@@ -279,7 +295,7 @@ def test_what_is_saved_loads_to_the_same_drafts(target, head, tmp_path):
 
 def test_every_tensor_is_accounted_for(head, tmp_path):
     head.save(tmp_path)
-    with pytest.raises(ValueError, match=r"belong nowhere .streams.weight"):
+    with pytest.raises(ValueError, match=r"belong nowhere .lags.weight, streams.weight"):
         Eagle3Head.load(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     for changes, said in (
