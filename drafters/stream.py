@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -32,11 +33,13 @@ class StreamDrafter(FeatureDrafter):
             least one: a draft whose guesses were wrong is shorter than ``length``. None is ``length``, with which
             no draft is; without replay forwards end where all rows have theirs, replayed they never do.
         streams: how many of the head's streams to use; None uses all, 0 drafts one token a forward.
+        candidates: tokens that are guessed side by side from the first stream's law, each followed by the guesses
+            of the other streams; one of them at most is right.
         device: see ``FeatureDrafter``.
 
     Raises:
-        FileNotFoundError, ValueError: see ``StreamHead.load`` and ``FeatureDrafter``; steps below 1, or streams
-            that the head does not have.
+        FileNotFoundError, ValueError: see ``StreamHead.load`` and ``FeatureDrafter``; steps or candidates
+            below 1, or streams that the head does not have.
     """
 
     kind = StreamModel
@@ -47,16 +50,18 @@ class StreamDrafter(FeatureDrafter):
         length: int = 7,
         steps: int | None = 4,
         streams: int | None = None,
+        candidates: int = 1,
         device: str | torch.device | None = None,
     ) -> None:
         head = weights if isinstance(weights, StreamHead) else StreamHead.load(weights)
         super().__init__(head, check_length(length), device=device)
         steps, streams = length if steps is None else steps, head.count if streams is None else streams
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, not {steps}")
+        for name, value in (("steps", steps), ("candidates", candidates)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         if not 0 <= streams <= head.count:
             raise ValueError(f"streams must be from 0 to {head.count} for this head, not {streams}")
-        self.pace = Pace(length, steps, streams)
+        self.pace = Pace(length, steps, streams, candidates)
 
     @property
     def identity(self) -> object:
@@ -104,5 +109,4 @@ class StreamDrafter(FeatureDrafter):
 
     def _pace(self, depth: int | None) -> Pace:
         """Where no more than ``depth`` tokens can be committed; None where nobody knows."""
-        pace = self.pace
-        return pace if depth is None else Pace(min(pace.length, depth), pace.steps, pace.streams)
+        return self.pace if depth is None else replace(self.pace, length=min(self.pace.length, depth))

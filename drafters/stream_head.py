@@ -115,7 +115,7 @@ class StreamHead(Eagle3Head):
         kept = torch.ones_like(head.ids, dtype=torch.bool) if ids is None else torch.isin(head.ids, ids)
         if ids is not None and int(kept.sum()) < len(ids):
             raise ValueError(
-                f"the base knows {int(kept.sum())} of the {len(ids)} tokens: pass a smaller vocabulary, or another one"
+                f"the base knows {int(kept.sum())} of the {len(ids)} tokens: pass a smaller vocabulary"
             )
         residual = head.midlayer.norm_before_residual
         settings, embeds = head.config.to_dict(), head.embed_tokens is not None

@@ -1,7 +1,8 @@
 """Drafting with a model that guesses ahead of itself, and verifies its guesses (arXiv 2402.11131).
 
-B rows, X roots per row, K places of a root that one forward reads, E streams of a place, N drafted tokens,
-V target vocabulary.
+B rows, X roots per row, K places of a root that one forward reads, C candidates for a guess, E streams of a place,
+N drafted tokens, V target vocabulary. Of the K = 1 + C * G places the first is the newest token, the others are
+C chains of G guesses: all first guesses, then all second ones.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ class Pace:
         length: most tokens.
         steps: most forwards, that of the root included.
         streams: E.
+        candidates: C, tokens that are guessed side by side from the first stream's law.
     """
 
     length: int
     steps: int
     streams: int
+    candidates: int = 1
 
     @property
     def most(self) -> int:
@@ -43,8 +46,13 @@ class Pace:
         return min(self.steps, self.length) - 1
 
     def guesses(self, step: int) -> int:
-        """Guesses that a forward verifies: so many as may still be drafted, and one less."""
+        """Guesses behind each other that a forward verifies: so many as may still be drafted, and one less."""
         return max(0, min(self.streams, self.length - step - 1)) if step <= self.last else 0
+
+
+def above(guesses: int, candidates: int, device: torch.device) -> Tensor:
+    """int64 [K - 1]: for each of so many guesses the place that it stands behind."""
+    return (torch.arange(1, 1 + guesses, device=device) - candidates).clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,7 @@ class Heard:
         ahead: [B, X, K, E, V], of the streams.
         nodes: int64 [B, X, K], where the places stand in the model's tree.
         seen: bool [B, X, K, V], which tokens occurred; None where nobody asks.
+        candidates: C.
     """
 
     logits: Tensor
@@ -64,6 +73,19 @@ class Heard:
     ahead: Tensor
     nodes: Tensor
     seen: Tensor | None
+    candidates: int = 1
+
+    @property
+    def depths(self) -> Tensor:
+        """int64 [K]: guesses on the way to a place, its own included."""
+        place_K = torch.arange(1 + self.guesses.shape[2], device=self.guesses.device)
+        return (place_K + self.candidates - 1) // self.candidates
+
+    def right(self, drawn_BXK: Tensor) -> Tensor:
+        """bool [B, X, K]: whether all tokens on the way to a place are those drawn. Of a depth one is, at most."""
+        above_G = above(self.guesses.shape[2], self.candidates, drawn_BXK.device)
+        told_BXGC = (self.guesses == drawn_BXK[..., above_G]).unflatten(2, (-1, self.candidates))
+        return pad(told_BXGC.long().cumprod(2).flatten(2), (1, 0), value=1).bool()
 
     @classmethod
     def of(cls, roots: Roots, ahead_BXEV: Tensor | None = None) -> Heard:
@@ -93,9 +115,9 @@ class Drafted:
         """N."""
         return self.tokens.shape[2] - 1
 
-    def more(self, drawn_BXK: Tensor, law_BXKV: Tensor | None, right_BXK: Tensor) -> Drafted:
-        """With the tokens drawn at places that are right, which are the first ones of each root."""
-        place_BXK = self.counts[..., None] + torch.arange(drawn_BXK.shape[2], device=drawn_BXK.device)
+    def more(self, drawn_BXK: Tensor, law_BXKV: Tensor | None, right_BXK: Tensor, depth_K: Tensor) -> Drafted:
+        """With the tokens drawn at places that are right, at most one of a depth."""
+        place_BXK = self.counts[..., None] + depth_K
         place_BXK = torch.where(right_BXK, place_BXK, self.size).clamp(max=self.size)
         laws = self.laws
         if laws is not None and law_BXKV is not None:
@@ -132,24 +154,23 @@ def streamed(
     drafter = _Drawing(roots, noise)
     heard, drafted, fed = Heard.of(roots, ahead_BXEV), drafter.blank(pace.most), roots.fed
     for step in range(pace.last + 1):
-        drawn_BXK, law_BXKV = drafter.draw(heard.logits, drafted.counts, heard.seen)
-        told_BXK = pad((heard.guesses == drawn_BXK[..., :-1]).long(), (1, 0), value=1)
-        right_BXK = told_BXK.cumprod(-1).bool()
-        drafted = drafted.more(drawn_BXK, law_BXKV, right_BXK)
+        depth_K = heard.depths
+        drawn_BXK, law_BXKV = drafter.draw(heard.logits, drafted.counts[..., None] + depth_K, heard.seen)
+        right_BXK = heard.right(drawn_BXK)
+        drafted = drafted.more(drawn_BXK, law_BXKV, right_BXK, depth_K)
         if step == pace.last or not (static or bool((drafted.counts < pace.most).any())):
             break
-        heard = _at(heard, right_BXK.sum(-1) - 1)
-        newest_BX1 = drawn_BXK.gather(2, right_BXK.sum(-1, keepdim=True) - 1)
+        last_BX = (right_BXK * (1 + depth_K)).argmax(-1)
+        newest_BX1, heard = drawn_BXK.gather(2, last_BX[..., None]), _at(heard, last_BX)
         seen_BX1V = heard.seen
         if seen_BX1V is not None:
             seen_BX1V = seen_BX1V.scatter(3, newest_BX1[..., None], True)
-        count = min(pace.guesses(step + 1), heard.ahead.shape[3])
-        guesses_BXG = newest_BX1[..., :0]
-        if count:
-            guesses_BXG = drafter.draw(heard.ahead[:, :, 0, :count], drafted.counts, seen_BX1V)[0]
+        guesses_BXG = drafter.guess(
+            heard.ahead[:, :, 0, : pace.guesses(step + 1)], drafted.counts, seen_BX1V, pace
+        )
         tokens_BXK = torch.cat([newest_BX1, guesses_BXG], 2)
-        said = _read(model, tokens_BXK, heard.nodes, fed, pace.guesses(step + 2), vocabulary)
-        heard = replace(said, seen=_seen(seen_BX1V, guesses_BXG))
+        said = _read(model, tokens_BXK, heard.nodes, fed, pace, step + 2, vocabulary)
+        heard = replace(said, seen=_seen(seen_BX1V, guesses_BXG, pace.candidates))
         fed += said.logits[0, :, :, 0].numel() * (1 + said.ahead.shape[3])
     model.remember()
     return drafted.draft(roots.lengths.flatten())
@@ -172,16 +193,27 @@ class _Drawing:
         )
         return Drafted(tokens_BXN, laws, torch.zeros_like(lengths_BX))
 
-    def draw(self, logits: Tensor, counts_BX: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Tokens [B, X, K] at depths from ``counts_BX`` on, and the laws [B, X, K, V] they were drawn from."""
+    def draw(self, logits: Tensor, depth_BXK: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Tokens [B, X, K] at depths of the draft, and the laws [B, X, K, V] they were drawn from."""
         if seen is not None:
             seen = seen.expand(logits.shape)
         if self.roots.sampling.greedy:
             return self.roots.sampling.scores(logits, seen).argmax(-1), None
-        depth_BXK = counts_BX[..., None] + torch.arange(logits.shape[2], device=logits.device)
         law_BXKV = self.roots.sampling.law(logits, seen)
         lengths_BXK = self.roots.lengths[..., None].expand_as(depth_BXK)
         return self.noise.propose(law_BXKV, lengths_BXK, depth_BXK), law_BXKV
+
+    def guess(self, ahead_BXEV: Tensor, counts_BX: Tensor, seen: Tensor | None, pace: Pace) -> Tensor:
+        """int64 [B, X, K - 1]: what streams expect, the first one's other likeliest tokens beside its own."""
+        count, others = ahead_BXEV.shape[2], min(pace.candidates, ahead_BXEV.shape[3]) - 1
+        depth_BXE = counts_BX[..., None] + torch.arange(count, device=counts_BX.device)
+        drawn_BXE, _ = self.draw(ahead_BXEV, depth_BXE, seen)
+        if not count or not others:
+            return drawn_BXE
+        first_BXV, first_BX1 = ahead_BXEV[:, :, 0], drawn_BXE[..., :1]
+        other_BXC = first_BXV.scatter(2, first_BX1, -torch.inf).topk(others).indices
+        behind_BXG = drawn_BXE[..., 1:].repeat_interleave(1 + others, 2)
+        return torch.cat([first_BX1, other_BXC, behind_BXG], 2)
 
 
 def _at(heard: Heard, place_BX: Tensor) -> Heard:
@@ -192,28 +224,32 @@ def _at(heard: Heard, place_BX: Tensor) -> Heard:
         return values.gather(2, index.expand(-1, -1, 1, *values.shape[3:]))
 
     seen = None if heard.seen is None else one(heard.seen)
-    return Heard(one(heard.logits), heard.guesses[..., :0], one(heard.ahead), one(heard.nodes), seen)
+    return Heard(
+        one(heard.logits), heard.guesses[..., :0], one(heard.ahead), one(heard.nodes), seen, heard.candidates
+    )
 
 
 def _read(
-    model: StreamModel, tokens_BXK: Tensor, above_BX1: Tensor, fed: int, streams: int, vocabulary: int
+    model: StreamModel, tokens_BXK: Tensor, above_BX1: Tensor, fed: int, pace: Pace, step: int, vocabulary: int
 ) -> Heard:
-    """Read tokens of every root, one behind the other. All first ones lie before all second ones."""
+    """Read tokens of every root, all first ones before all second ones, with the streams that ``step`` asks."""
     rows, roots, places = tokens_BXK.shape
     node_BY = fed + torch.arange(places * roots, device=tokens_BXK.device).expand(rows, -1)
-    parents_BY = torch.cat([above_BX1[..., 0], node_BY[:, : (places - 1) * roots]], 1)
-    said = fit(model.read(tokens_BXK.transpose(1, 2).flatten(1), parents_BY, streams), vocabulary)
-    said_BFXKV = said.unflatten(2, (places, roots)).transpose(2, 3)
     nodes_BXK = node_BY.unflatten(1, (places, roots)).transpose(1, 2)
+    above_G = above(places - 1, pace.candidates, tokens_BXK.device)
+    parents_BXK = torch.cat([above_BX1, nodes_BXK[..., above_G]], 2)
+    side_by_side = (part.transpose(1, 2).flatten(1) for part in (tokens_BXK, parents_BXK))
+    said = fit(model.read(*side_by_side, pace.guesses(step)), vocabulary)
+    said_BFXKV = said.unflatten(2, (places, roots)).transpose(2, 3)
     ahead_BXKEV = said_BFXKV[:, 1:].movedim(1, 3)
-    return Heard(said_BFXKV[:, 0], tokens_BXK[..., 1:], ahead_BXKEV, nodes_BXK, None)
+    return Heard(said_BFXKV[:, 0], tokens_BXK[..., 1:], ahead_BXKEV, nodes_BXK, None, pace.candidates)
 
 
-def _seen(seen_BX1V: Tensor | None, guesses_BXG: Tensor) -> Tensor | None:
+def _seen(seen_BX1V: Tensor | None, guesses_BXG: Tensor, candidates: int) -> Tensor | None:
     """bool [B, X, K, V]: what occurred up to each place, the guesses on the way included."""
     if seen_BX1V is None:
         return None
     seen = [seen_BX1V]
-    for guess_BX in guesses_BXG.unbind(2):
-        seen.append(seen[-1].scatter(3, guess_BX[..., None, None], True))
+    for place, guess_BX in enumerate(guesses_BXG.unbind(2), 1):
+        seen.append(seen[max(0, place - candidates)].scatter(3, guess_BX[..., None, None], True))
     return torch.cat(seen, 2)

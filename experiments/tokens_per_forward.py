@@ -36,7 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     head, sampling = StreamHead.load(options.head), Sampling(temperature=options.temperature)
     prompts = [ids_of(prompt, verifier) for prompt in prompts_of(options)]
     arms = [
-        measured(verifier, paced(head, options.steps, streams), prompts, options.new_tokens, sampling)
+        measured(
+            verifier,
+            paced(head, options.steps, streams, options.candidates),
+            prompts,
+            options.new_tokens,
+            sampling,
+        )
         for streams in range(head.count + 1)
     ]
     found = {
@@ -66,6 +72,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--target", default="smollm2-135m-instruct")
     parser.add_argument("--head", type=Path, required=True, help="a directory or file of a trained head")
     parser.add_argument("--steps", type=int, default=4, help="forwards of a draft")
+    parser.add_argument("--candidates", type=int, default=1, help="tokens of the first stream side by side")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--spec-bench", type=Path, help="question.jsonl, or the directory that holds it")
     source.add_argument("--prompts", type=Path, help="a JSONL file; without either, the project's own")
@@ -79,9 +86,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def paced(head: StreamHead, steps: int, streams: int) -> StreamDrafter:
+def paced(head: StreamHead, steps: int, streams: int, candidates: int = 1) -> StreamDrafter:
     """A drafter whose drafts end with their forwards, never with their length."""
-    return StreamDrafter(head, 1 + (steps - 1) * (1 + streams), steps, streams)
+    return StreamDrafter(head, 1 + (steps - 1) * (1 + streams), steps, streams, candidates)
 
 
 def measured(
@@ -103,6 +110,7 @@ def measured(
     return {
         "streams": drafter.pace.streams,
         "steps": drafter.pace.steps,
+        "candidates": drafter.pace.candidates,
         "drafts": len(drafts),
         "tokens_per_forward": mean(draft.drafted for draft in drafts) / drafter.pace.steps,
         "accepted": mean(draft.accepted for draft in drafts),

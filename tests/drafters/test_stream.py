@@ -93,13 +93,13 @@ def noting(drafter):
 
 
 @pytest.mark.parametrize(
-    ("sampling", "rule", "forecast"),
-    [(*rule, None) for rule in RULES]
-    + [(*rule, DraftTopK(2)) for rule in RULES[:3]]
-    + [(*RULES[5], AllAccepted())],
+    ("sampling", "rule", "forecast", "candidates"),
+    [(*rule, None, 1 + 2 * (number % 2)) for number, rule in enumerate(RULES)]
+    + [(*rule, DraftTopK(2), 2) for rule in RULES[:3]]
+    + [(*RULES[5], AllAccepted(), 1)],
 )
-def test_drafts_are_those_of_one_token_forwards(target, head, sampling, rule, forecast):
-    twin, streaming = OneToken(head, 6), StreamDrafter(head, 6, steps=None)
+def test_drafts_are_those_of_one_token_forwards(target, head, sampling, rule, forecast, candidates):
+    twin, streaming = OneToken(head, 6), StreamDrafter(head, 6, steps=None, candidates=candidates)
     (expected, slow), (made, quick) = noting(twin), noting(streaming)
     for drafter in (twin, streaming):
         result = specdec.generate(
