@@ -81,19 +81,20 @@ class StreamHead(Eagle3Head):
             target, vocabulary, layers: see ``Eagle3Head.fresh``.
             streams: E.
             base: a directory or file of a trained head, with streams of its own or without, to begin with. It has
-                its own layers. None begins with nothing.
+                its own layers, and the ``vocabulary`` is a part of its own. None begins with nothing.
             frozen: whether all of the base stays as it is, its vocabulary too, and only new streams learn.
             share: weight of a stream in the loss, that of the main stream being 1.
 
         Raises:
-            FileNotFoundError, ValueError: see ``load``, ``check`` and ``on``.
+            FileNotFoundError, ValueError: see ``load`` and ``check``.
         """
         if base is None:
             made = cls.on(Eagle3Head.fresh(target, vocabulary, layers), streams)
         else:
             kind = cls if read(base, FILES).has(WEIGHT) else Eagle3Head
-            ids = None if frozen or vocabulary is None else target.frequent(vocabulary)
-            made = cls.on(kind.load(base), streams, ids).to(torch.float32)
+            held = kind.load(base)
+            ids = None if frozen else target.frequent(vocabulary, held.ids)
+            made = cls.on(held, streams, ids).to(torch.float32)
             made.check(target)
             if frozen:
                 made.only_streams()
@@ -108,15 +109,8 @@ class StreamHead(Eagle3Head):
             head: which.
             streams: E.
             ids: int64, the tokens of its vocabulary that are kept; None keeps all.
-
-        Raises:
-            ValueError: it does not know all of ``ids``.
         """
         kept = torch.ones_like(head.ids, dtype=torch.bool) if ids is None else torch.isin(head.ids, ids)
-        if ids is not None and int(kept.sum()) < len(ids):
-            raise ValueError(
-                f"the base knows {int(kept.sum())} of the {len(ids)} tokens: pass a smaller vocabulary"
-            )
         residual = head.midlayer.norm_before_residual
         settings, embeds = head.config.to_dict(), head.embed_tokens is not None
         made = cls(settings, head.target_hidden, head.ids[kept], head.layers, embeds, residual, streams)

@@ -44,14 +44,16 @@ class FrozenTarget(Network):
         found = {name: value for name, value in known.items() if value is not None}
         return {**found, "vocab_size": self.vocab_size, "num_hidden_layers": 1, LAYERS: self.depth}
 
-    def frequent(self, most: int | None) -> Tensor:
+    def frequent(self, most: int | None, among: Tensor | None = None) -> Tensor:
         """int64 [D]: the most frequent tokens, by their ids; of those that never occur the first ones.
 
         Args:
             most: how many; None, or more than there are, takes all.
+            among: int64, ids that may be taken, in order; None is all.
         """
-        counts_V = torch.zeros(self.vocab_size, dtype=torch.int64) if self._counts is None else self._counts
-        return counts_V.sort(descending=True, stable=True).indices[:most].sort().values
+        known = torch.arange(self.vocab_size) if among is None else among.cpu()
+        counts = torch.zeros_like(known) if self._counts is None else self._counts[known]
+        return known[counts.sort(descending=True, stable=True).indices[:most].sort().values]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings [..., X] of token ids, as the target's table has them."""
