@@ -5,6 +5,7 @@ from drafters.dflash import DFlashDrafter
 from drafters.eagle import EagleDrafter
 from drafters.eagle3 import Eagle3Drafter
 from drafters.early_exit import EarlyExitDrafter
+from drafters.hybrid import HybridDrafter
 from drafters.hydra import HydraDrafter
 from drafters.lookahead import LookaheadDrafter
 from drafters.medusa import MedusaDrafter
@@ -24,6 +25,7 @@ __all__ = [
     "Eagle3Drafter",
     "EagleDrafter",
     "EarlyExitDrafter",
+    "HybridDrafter",
     "HydraDrafter",
     "LookaheadDrafter",
     "MTPDrafter",

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from drafters.feature_drafter import FeatureDrafter
+from drafters.pace import Pace
 from drafters.roots import Roots, fit
 from drafters.stream_head import StreamHead
 from drafters.stream_model import StreamModel
-from drafters.stream_rollout import Pace, streamed
+from drafters.stream_rollout import streamed
 from drafters.window import check_length
 from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise

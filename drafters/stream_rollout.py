@@ -13,41 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from drafters.pace import Pace
 from drafters.roots import Roots, fit
 from drafters.stream_model import StreamModel
 from specdec.noise import Noise
 from specdec.types import Draft
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How much is drafted, and how fast.
-
-    Attributes:
-        length: most tokens.
-        steps: most forwards, that of the root included.
-        streams: E.
-        candidates: C, tokens that are guessed side by side from the first stream's law.
-    """
-
-    length: int
-    steps: int
-    streams: int
-    candidates: int = 1
-
-    @property
-    def most(self) -> int:
-        """N: the root's forward yields a token, each other one up to 1 + E."""
-        return min(self.length, 1 + (self.steps - 1) * (1 + self.streams))
-
-    @property
-    def last(self) -> int:
-        """The last forward, where that of the root is 0; behind forward n there are more than n tokens."""
-        return min(self.steps, self.length) - 1
-
-    def guesses(self, step: int) -> int:
-        """Guesses behind each other that a forward verifies: so many as may still be drafted, and one less."""
-        return max(0, min(self.streams, self.length - step - 1)) if step <= self.last else 0
 
 
 def above(guesses: int, candidates: int, device: torch.device) -> Tensor:
@@ -206,9 +176,11 @@ class _Drawing:
     def guess(self, ahead_BXEV: Tensor, counts_BX: Tensor, seen: Tensor | None, pace: Pace) -> Tensor:
         """int64 [B, X, K - 1]: what streams expect, the first one's other likeliest tokens beside its own."""
         count, others = ahead_BXEV.shape[2], min(pace.candidates, ahead_BXEV.shape[3]) - 1
+        if not count:
+            return counts_BX[..., None][..., :0]
         depth_BXE = counts_BX[..., None] + torch.arange(count, device=counts_BX.device)
         drawn_BXE, _ = self.draw(ahead_BXEV, depth_BXE, seen)
-        if not count or not others:
+        if not others:
             return drawn_BXE
         first_BXV, first_BX1 = ahead_BXEV[:, :, 0], drawn_BXE[..., :1]
         other_BXC = first_BXV.scatter(2, first_BX1, -torch.inf).topk(others).indices
@@ -238,8 +210,8 @@ def _read(
     nodes_BXK = node_BY.unflatten(1, (places, roots)).transpose(1, 2)
     above_G = above(places - 1, pace.candidates, tokens_BXK.device)
     parents_BXK = torch.cat([above_BX1, nodes_BXK[..., above_G]], 2)
-    side_by_side = (part.transpose(1, 2).flatten(1) for part in (tokens_BXK, parents_BXK))
-    said = fit(model.read(*side_by_side, pace.guesses(step)), vocabulary)
+    tokens_BY, parents_BY = (part.transpose(1, 2).flatten(1) for part in (tokens_BXK, parents_BXK))
+    said = fit(model.read(tokens_BY, parents_BY, pace.guesses(step)), vocabulary)
     said_BFXKV = said.unflatten(2, (places, roots)).transpose(2, 3)
     ahead_BXKEV = said_BFXKV[:, 1:].movedim(1, 3)
     return Heard(said_BFXKV[:, 0], tokens_BXK[..., 1:], ahead_BXKEV, nodes_BXK, None, pace.candidates)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,16 @@ def weights_of(config: DictConfig, drafter: str | None, meet: Meet | None = None
     """
     met = meet is not None or config.channel.get("address") is not None
     parts = {} if met and config.get("forecast") is not None else drafters(config.get("drafter"), drafter)
-    named = {name: part.get("weights") for name, part in parts.items()}
-    return {name: located(weights) for name, weights in named.items() if weights is not None}
+    return {name: located(file) for name, part in parts.items() for file in files(part)}
+
+
+def files(part: Mapping[str, Any]) -> Iterator[Any]:
+    """The weights that a drafter's configuration names, those of its parts too."""
+    for name, value in part.items():
+        if isinstance(value, Mapping | DictConfig):
+            yield from files(value)
+        elif name == "weights" and value is not None:
+            yield value
 
 
 def forecast_of(config: DictConfig) -> Forecast | None:

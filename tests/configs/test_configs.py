@@ -32,7 +32,7 @@ OPTIONS = [
 ]
 MADE = [option for option in OPTIONS if option[0] != "experiment"]
 # The arms of drafter=trained.
-TRAINED = ("eagle3", "eagle3_tree", "medusa", "adapter", "stream")
+TRAINED = ("eagle3", "eagle3_tree", "medusa", "adapter")
 ROW = {"question_id": 1, "turns": ["x"]}
 # What each acceptance rule is called here.
 RULES = {name.lower(): getattr(specdec, name) for name in ("Block", "Coupled", "Match", "Ratio", "Typical")}
@@ -68,6 +68,8 @@ def composed(group: str, option: str, rows: Path, tiny_model_dir: Path, tiny_hea
     heads = option.removesuffix("_tree")
     if heads in tiny_heads:
         overrides.append(f"drafter.weights={tiny_heads[heads]}")
+    if option == "hybrid":
+        overrides.append(f"drafter.second.weights={tiny_heads['eagle3']}")
     if option == "trained":  # none are shipped for the tiny target
         overrides += [f"drafter.{arm}.weights={tiny_heads[arm.removesuffix('_tree')]}" for arm in TRAINED]
     if option in ("blend", "mirror"):  # there are none for the tiny target
@@ -129,6 +131,7 @@ def test_names_every_argument_and_its_default(group: str, option: str) -> None:
         for key, value in given.items():
             default = parameters[key].default
             chosen = option.endswith("_tree") or str(value).startswith("${") or group == "logger"
+            chosen |= option == "hybrid"  # of its parts it asks something else than they do alone
             chosen |= name == "specdec.planner.Costs"  # what was measured: nothing is the default
             chosen |= given.get("trained") == "${target}"  # then the layer is one that exits are trained for
             if chosen or default is inspect.Parameter.empty:

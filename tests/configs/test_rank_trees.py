@@ -16,7 +16,7 @@ from verifiers import FullVerifier
 
 SEVERAL = ("trained", "training_free")
 DRAFTERS = sorted(file.stem for file in (CONF / "drafter").glob("*.yaml") if file.stem not in ("plain", *SEVERAL))
-CHAINS = ("lookahead", "ngram", "stream", "suffix")
+CHAINS = ("hybrid", "lookahead", "ngram", "stream", "suffix")
 
 
 @pytest.fixture
@@ -40,6 +40,8 @@ def test_a_drafter_is_measured_and_drafts_the_tree(
         values.append(f"drafter.model={tiny_model_dir}")
     if (heads := name.removesuffix("_tree")) in tiny_heads:
         values.append(f"drafter.weights={tiny_heads[heads]}")
+    if name == "hybrid":
+        values.append(f"drafter.second.weights={tiny_heads['eagle3']}")
     out = tmp_path / "found.json"
     main([*values, "max_new_tokens=30", "--ranks", "4", "--nodes", "5", "--out", str(out)])
     found, said = json.loads(out.read_text()), capsys.readouterr().out

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 import specdec
-from drafters import AdapterDrafter, Eagle3Drafter, MedusaDrafter, StreamDrafter, weights
+from drafters import AdapterDrafter, Eagle3Drafter, MedusaDrafter, weights
 from experiments.build import arms, build, weights_of
 from experiments.run import CONF
 from verifiers import FullVerifier
@@ -21,7 +21,6 @@ KINDS = {
     "eagle3_tree": Eagle3Drafter,
     "medusa": MedusaDrafter,
     "adapter": AdapterDrafter,
-    "stream": StreamDrafter,
 }
 FORECAST = ["forecast=all_accepted", "channel=process"]
 

@@ -10,6 +10,7 @@ from exhaustive import TableModel, autoregressive, distribution, total_variation
 
 from drafters import (
     EarlyExitDrafter,
+    HybridDrafter,
     LookaheadDrafter,
     ModelDrafter,
     NgramDrafter,
@@ -116,6 +117,7 @@ DRAFTS = {
     "suffix": lambda: SuffixDrafter(length=2, min_match=1),
     "early_exit": lambda: EarlyExitDrafter(length=2),
     "early_exit_tree": lambda: EarlyExitDrafter(length=2, width=2, nodes=3),
+    "hybrid": lambda: HybridDrafter(NgramDrafter(length=2, min_ngram=2), ModelDrafter(SMALL, length=2)),
     "lookahead": lambda: LookaheadDrafter(window=2, ngram=2, guesses=1),
     "recycling": lambda: RecyclingDrafter(nodes=3, top=2, levels=2),
     "withheld": lambda: Altered(withheld, length=2),
@@ -141,7 +143,7 @@ CASES = [
 
 @pytest.mark.parametrize(("kind", "rule"), CASES)
 def test_reproduces_the_targets_law(kind, rule):
-    shares = kind == "recycling"  # its rows learn from each other
+    shares = kind in ("recycling", "hybrid")  # rows learn from each other, or are drafted for if others are
     assert distance(DRAFTS[kind], rule, rows=1 if shares else 8192) < 1e-12
 
 

@@ -86,7 +86,7 @@ DRAFTERS = {
     "dflash": lambda: DFlashDrafter(dflash()),
     "dflash tree": lambda: DFlashDrafter(dflash(), width=2, nodes=4),
     "mtp": lambda: MTPDrafter(mtp(), length=2),
-    "streams": lambda: StreamDrafter(StreamHead.on(eagle3(), 1), length=3, steps=2),
+    "streams": lambda: StreamDrafter(StreamHead.on(eagle3(), 1), length=3, steps=2, candidates=2),
     "mtp tree": lambda: MTPDrafter(mtp(), length=2, width=2, nodes=4),
 }
 

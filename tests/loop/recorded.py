@@ -12,6 +12,7 @@ from drafters import (
     Eagle3Drafter,
     EagleDrafter,
     EarlyExitDrafter,
+    HybridDrafter,
     HydraDrafter,
     MedusaDrafter,
     ModelDrafter,
@@ -66,7 +67,10 @@ HEADS = {
     "eagle": lambda model: EagleDrafter(eagle(model), length=3),
     "eagle 3": lambda model: Eagle3Drafter(eagle3(model), length=3),
     "eagle 3 tree": lambda model: Eagle3Drafter(eagle3(model), length=3, width=2, nodes=5),
-    "streams": lambda model: StreamDrafter(StreamHead.on(eagle3(model), 2), length=6, steps=3),
+    "streams": lambda model: StreamDrafter(StreamHead.on(eagle3(model), 2), length=6, steps=3, candidates=2),
+    "hybrid": lambda model: HybridDrafter(
+        NgramDrafter(length=4, min_ngram=2), EagleDrafter(eagle(model), length=3)
+    ),
     "adapter": lambda model: AdapterDrafter(adapter(model), length=3),
     "adapter tree": lambda model: AdapterDrafter(adapter(model), length=3, width=2, nodes=5),
     "mtp": lambda model: MTPDrafter(mtp(model), length=3),
