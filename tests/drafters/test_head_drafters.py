@@ -36,7 +36,7 @@ PLAIN = KINDS[:3]
 
 def filled(heads: nn.Module) -> Any:
     """Heads with random weights that depend on names and shapes alone."""
-    fill(heads, lambda name, shape: scattered({name: shape}, seed=len(name))[name])
+    fill(heads, lambda name, shape: scattered({name: shape}, seed=sum(map(ord, name)))[name])
     return heads
 
 
