@@ -71,7 +71,11 @@ class Eagle3Head(nn.Module):
 
     @classmethod
     def fresh(
-        cls, target: FrozenTarget, vocabulary: int | None = None, layers: Sequence[int] | None = None
+        cls,
+        target: FrozenTarget,
+        vocabulary: int | None = None,
+        layers: Sequence[int] | None = None,
+        base: str | Path | None = None,
     ) -> Eagle3Head:
         """A head for a target, in float32: a layer of the target's sizes, and its LM head's rows.
 
@@ -79,10 +83,16 @@ class Eagle3Head(nn.Module):
             target: what it is for.
             vocabulary: D, of the most frequent tokens at most so many; None takes all.
             layers: see the class.
+            base: a directory or file of a trained head to go on from. It has its own layers, and the
+                ``vocabulary`` is a part of its own. None begins with nothing.
 
-        Raises:
-            ValueError: the target has too few layers.
+        Raises FileNotFoundError and ValueError as ``load``, ``taps`` and ``check`` do.
         """
+        if base is not None:
+            made = Eagle3Head.load(base).to(torch.float32)
+            made.check(target)
+            made.narrow(target.frequent(vocabulary, made.ids))
+            return made
         weight_VX = target.head_weight.detach().to("cpu", torch.float32)
         ids_D = target.frequent(vocabulary)
         head = cls(target.sizes, weight_VX.shape[1], ids_D, layers)
@@ -114,6 +124,12 @@ class Eagle3Head(nn.Module):
         tensors.finish()
         return head
 
+    def narrow(self, ids_D: Tensor) -> None:
+        """Keep a part of the draft vocabulary."""
+        kept = torch.isin(self.ids, ids_D)
+        self.lm_head.weight = nn.Parameter(self.lm_head.weight.detach()[kept])
+        self.lm_head.out_features, self.ids = len(self.lm_head.weight), self.ids[kept]
+
     @classmethod
     def _more(cls, tensors: Tensors) -> tuple[Any, ...]:
         """Further arguments, of a head that has more to it."""
@@ -143,10 +159,8 @@ class Eagle3Head(nn.Module):
         if self.layers is not None:
             config |= layouts.numbered(self.layers)
         config |= made_for(vars(self.config)) | self._facts()
-        prefix = layouts.LAYOUTS[layout]
-        weights: dict[str, Tensor] = {
-            name.replace(layouts.OWN, prefix): weight for name, weight in self.named_parameters()
-        }
+        prefix, own = layouts.LAYOUTS[layout], self.named_parameters()
+        weights: dict[str, Tensor] = {name.replace(layouts.OWN, prefix): weight for name, weight in own}
         write(path, FILES[0], weights | layouts.mapping(self.ids.cpu(), self.vocab_size), config)
 
     def _facts(self) -> dict[str, Any]:

@@ -70,18 +70,16 @@ class StreamHead(Eagle3Head):
         target: FrozenTarget,
         vocabulary: int | None = None,
         layers: Sequence[int] | None = None,
-        streams: int = 3,
         base: str | Path | None = None,
+        streams: int = 3,
         frozen: bool = True,
         share: float = STREAM,
     ) -> StreamHead:
         """A head for a target, or streams for one that is trained.
 
         Args:
-            target, vocabulary, layers: see ``Eagle3Head.fresh``.
+            target, vocabulary, layers, base: see ``Eagle3Head.fresh``; streams of a base are left out.
             streams: E.
-            base: a directory or file of a trained head, with streams of its own or without, to begin with. It has
-                its own layers, and the ``vocabulary`` is a part of its own. None begins with nothing.
             frozen: whether all of the base stays as it is, its vocabulary too, and only new streams learn.
             share: weight of a stream in the loss, that of the main stream being 1.
 
@@ -93,8 +91,9 @@ class StreamHead(Eagle3Head):
         else:
             kind = cls if read(base, FILES).has(WEIGHT) else Eagle3Head
             held = kind.load(base)
-            ids = None if frozen else target.frequent(vocabulary, held.ids)
-            made = cls.on(held, streams, ids).to(torch.float32)
+            if not frozen:
+                held.narrow(target.frequent(vocabulary, held.ids))
+            made = cls.on(held, streams).to(torch.float32)
             made.check(target)
             if frozen:
                 made.only_streams()
@@ -102,20 +101,13 @@ class StreamHead(Eagle3Head):
         return made
 
     @classmethod
-    def on(cls, head: Eagle3Head, streams: int = 3, ids: Tensor | None = None) -> StreamHead:
-        """A copy of a trained head, with new streams.
-
-        Args:
-            head: which.
-            streams: E.
-            ids: int64, the tokens of its vocabulary that are kept; None keeps all.
-        """
-        kept = torch.ones_like(head.ids, dtype=torch.bool) if ids is None else torch.isin(head.ids, ids)
+    def on(cls, head: Eagle3Head, streams: int = 3) -> StreamHead:
+        """A copy of a trained head, with new streams."""
         residual = head.midlayer.norm_before_residual
         settings, embeds = head.config.to_dict(), head.embed_tokens is not None
-        made = cls(settings, head.target_hidden, head.ids[kept], head.layers, embeds, residual, streams)
+        made = cls(settings, head.target_hidden, head.ids, head.layers, embeds, residual, streams)
         held = {name: weight for name, weight in head.state_dict().items() if name != WEIGHT}
-        made.load_state_dict(held | {"lm_head.weight": head.lm_head.weight[kept]}, strict=False)
+        made.load_state_dict(held, strict=False)
         return made.to(head.fc.weight.device, head.fc.weight.dtype)
 
     @property

@@ -22,6 +22,7 @@ PROMPTS = Path(__file__).parent / "prompts"
 VARIED, GRID = PROMPTS / "varied.jsonl", PROMPTS / "grid.json"
 HELD = 10  # of so many sources of prompts one is held out
 LINES = 24  # of a chunk of code
+LONG = 96  # of one that something is asked about
 # Of the standard library: what is there on every machine, and no package that is installed beside it.
 LIBRARY = (
     *("*.py", "asyncio/*.py", "collections/*.py", "concurrent/**/*.py", "email/*.py", "http/*.py", "json/*.py"),
@@ -57,18 +58,18 @@ def library(count: int, seed: int) -> list[Prompt]:
     prompts = []
     for index in range(count):
         file, task = rng.choice(files), TASKS[index % len(TASKS)]
-        text = part(file, index % 2 == 0, rng)
+        text = part(file, index % 2 == 0, LINES if task is None else LONG, rng)
         said, source = text if task is None else task.format(text), file.relative_to(folder).as_posix()
         if text.strip():
             prompts.append(Prompt(f"library/{index}", "code", (said,), task is not None, source))
     return prompts
 
 
-def part(file: Path, opening: bool, rng: random.Random) -> str:
-    """Some of a file: where it is asked for and there is one, a function's signature and docstring."""
+def part(file: Path, opening: bool, lines: int, rng: random.Random) -> str:
+    """Some of a file: where it is asked for and there is one, a function's signature and docstring, else lines."""
     text = file.read_text(encoding="utf-8", errors="replace")
     found = openings(file) if opening else ()
-    return rng.choice(found) if found else chunk(text, rng)
+    return rng.choice(found) if found else chunk(text, lines, rng)
 
 
 @cache
@@ -84,11 +85,11 @@ def openings(file: Path) -> tuple[str, ...]:
     )
 
 
-def chunk(text: str, rng: random.Random) -> str:
-    """Some lines of a file, from anywhere in it."""
+def chunk(text: str, most: int, rng: random.Random) -> str:
+    """A third to all of so many lines of a file, from anywhere in it."""
     lines = text.splitlines(keepends=True)
-    start = rng.randrange(max(1, len(lines) - LINES))
-    return "".join(lines[start : start + rng.randint(LINES // 3, LINES)])
+    start = rng.randrange(max(1, len(lines) - most))
+    return "".join(lines[start : start + rng.randint(most // 3, most)])
 
 
 def own(seed: int) -> list[Prompt]:

@@ -2,7 +2,8 @@
 
 Two files for ``specdec-train prompts=[…]``. ``turns.jsonl``: behind the opening of a user's turn a model that was
 taught to chat goes on with what a user would say (Magpie, Xu et al., arXiv 2406.08464). ``tasks.jsonl``: texts
-that it wrote on topics, to be summarised or asked about, and the project's own prompts.
+that it wrote on topics, to be summarised or asked about, sentences of them that it translated, to be translated
+back, and the project's own prompts.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -26,8 +28,10 @@ from verifiers import FullVerifier
 PASSAGES = PROMPTS / "passages.json"
 MARK = "\x00"  # stands for what a user says
 WORDS = 3  # of a turn that is kept
-MOST = 3  # passages of a prompt
+MOST = 5  # passages of a prompt
+SENTENCE_TOKENS = 64  # of a translated sentence, at most
 JOINED = "\n"
+SENTENCE = re.compile(r"[^.!?\n]{24,200}[.!?]")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
     verifier = FullVerifier(options.target, dtype=options.dtype, device=options.device)
     options.out.mkdir(parents=True, exist_ok=True)
-    further = tasks(passages(verifier, options), options.passages, options.seed)
+    texts = passages(verifier, options)
+    further = [*tasks(texts, options.passages, options.seed), *translations(verifier, texts, options)]
     said = {
         "turns": turns(verifier, options.turns, options.turn_tokens, options.rows, options.seed),
         "tasks": [*further, *own(options.seed)],
@@ -54,6 +59,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--turn-tokens", type=int, default=96, help="of a turn, at most")
     parser.add_argument("--passages", type=int, default=2048, help="texts to ask for, and prompts to make of them")
     parser.add_argument("--passage-tokens", type=int, default=256, help="of a text, at most")
+    parser.add_argument("--sentences", type=int, default=512, help="to have translated, at most one of a text")
     parser.add_argument("--rows", type=int, default=64, help="texts at a time")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
@@ -115,6 +121,23 @@ def tasks(texts: Sequence[tuple[str, str]], count: int, seed: int) -> Iterator[P
         else:
             said = f"{text}\n\n{rng.choice(known['questions']).format(topic)}"
         yield Prompt(f"passages/{number}", "passages", (said,), source=topic)
+
+
+def translations(
+    verifier: FullVerifier, texts: Sequence[tuple[str, str]], options: argparse.Namespace
+) -> list[Prompt]:
+    """Prompts to translate what the target takes for a translation of a sentence of a text."""
+    known, rng = said_in(PASSAGES), random.Random(options.seed)
+    chosen = [(topic, rng.choice(SENTENCE.findall(text) or [text])) for topic, text in texts[: options.sentences]]
+    prompts = [ids_of(Prompt("", "", (rng.choice(known["abroad"]).format(said),)), verifier) for _, said in chosen]
+    sampling, seed = Sampling(temperature=0.7), options.seed + options.turns + options.passages
+    written = replies(verifier, prompts, SENTENCE_TOKENS, options.rows, sampling, seed)
+    abroad = [decoded(text, verifier).strip() for some in written for text in some]
+    return [
+        Prompt(f"translations/{n}", "translations", (rng.choice(known["home"]).format(said),), source=topic)
+        for n, ((topic, _), said) in enumerate(zip(chosen, abroad, strict=True), start=1)
+        if said
+    ]
 
 
 def decoded(text: Text, verifier: FullVerifier) -> str:

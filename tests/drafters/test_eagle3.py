@@ -269,6 +269,19 @@ def test_a_checkpoint_without_sizes_is_refused(head, tmp_path):
         Eagle3Drafter(folder)
 
 
+def test_a_base_goes_on_learning_with_a_part_of_its_vocabulary(target, head, tmp_path):
+    head.save(tmp_path)
+    counted = FrozenTarget(load(target).model.network, torch.arange(head.vocab_size))
+    made = Eagle3Head.fresh(counted, 3, base=tmp_path)
+    assert made.ids.tolist() == head.ids.sort().values[-3:].tolist(), "the most frequent that the base knows"
+    assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in made.parameters())
+    kept = torch.isin(head.ids, made.ids)
+    for name, weight in head.state_dict().items():
+        assert torch.equal(made.state_dict()[name], weight[kept] if name == "lm_head.weight" else weight), name
+    made.save(tmp_path / "narrow")
+    assert Eagle3Head.load(tmp_path / "narrow").ids.tolist() == made.ids.tolist()
+
+
 def test_the_training_time_test_teaches_what_drafting_does(target, head):
     """Step j of the losses is the cross-entropy of the token j behind, drafted with j features of its own."""
     row = random_prompt(12, 5)

@@ -13,7 +13,8 @@ from experiments.write_prompts import before_user, main, tasks
 from verifiers import FullVerifier
 
 SIZES = shlex.split(
-    "--turns 512 --turn-tokens 96 --passages 6 --passage-tokens 8 --rows 256 --dtype float32 --device cpu"
+    "--turns 512 --turn-tokens 96 --passages 6 --passage-tokens 8 --sentences 4 "
+    "--rows 256 --dtype float32 --device cpu"
 )
 
 
@@ -25,8 +26,11 @@ def test_files_are_prompts_and_come_again(tiny_model_dir: Path, tmp_path: Path) 
     main(["--target", str(tiny_model_dir), "--out", str(tmp_path / "other"), *SIZES, "--seed", "1"])
     assert (tmp_path / "other" / "tasks.jsonl").read_bytes() != (tmp_path / "first" / "tasks.jsonl").read_bytes()
     found = data.jsonl(tmp_path / "first" / "tasks.jsonl")
-    assert {prompt.category for prompt in found} >= {"passages", "grid"}
-    assert len(found) == 6 + len(own(0))
+    assert {prompt.category for prompt in found} >= {"passages", "translations", "grid"}
+    assert len(found) == 6 + 4 + len(own(0))
+    assert all(prompt.source for prompt in found if prompt.category == "translations"), (
+        "their topics are held out whole"
+    )
 
 
 def test_a_target_that_ends_no_turn_in_time_is_named(tiny_model_dir: Path, tmp_path: Path) -> None:
