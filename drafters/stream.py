@@ -39,8 +39,8 @@ class StreamDrafter(FeatureDrafter):
         device: see ``FeatureDrafter``.
 
     Raises:
-        FileNotFoundError, ValueError: see ``StreamHead.load`` and ``FeatureDrafter``; steps or candidates
-            below 1, or streams that the head does not have.
+        FileNotFoundError, ValueError: see ``StreamHead.load`` and ``FeatureDrafter``; steps below 1, streams that
+            the head does not have, or more candidates than tokens that it knows.
     """
 
     kind = StreamModel
@@ -51,17 +51,19 @@ class StreamDrafter(FeatureDrafter):
         length: int = 7,
         steps: int | None = 4,
         streams: int | None = None,
-        candidates: int = 1,
+        candidates: int = 8,
         device: str | torch.device | None = None,
     ) -> None:
         head = weights if isinstance(weights, StreamHead) else StreamHead.load(weights)
         super().__init__(head, check_length(length), device=device)
         steps, streams = length if steps is None else steps, head.count if streams is None else streams
-        for name, value in (("steps", steps), ("candidates", candidates)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if not 0 <= streams <= head.count:
-            raise ValueError(f"streams must be from 0 to {head.count} for this head, not {streams}")
+        known = len(head.ids)
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be at least 1, not {steps!r}")
+        if not isinstance(streams, int) or not 0 <= streams <= head.count:
+            raise ValueError(f"streams must be from 0 to {head.count} for this head, not {streams!r}")
+        if not isinstance(candidates, int) or not 1 <= candidates <= known:
+            raise ValueError(f"candidates must be from 1 to {known} for this head, not {candidates!r}")
         self.pace = Pace(length, steps, streams, candidates)
 
     @property

@@ -175,7 +175,7 @@ class _Drawing:
 
     def guess(self, ahead_BXEV: Tensor, counts_BX: Tensor, seen: Tensor | None, pace: Pace) -> Tensor:
         """int64 [B, X, K - 1]: what streams expect, the first one's other likeliest tokens beside its own."""
-        count, others = ahead_BXEV.shape[2], min(pace.candidates, ahead_BXEV.shape[3]) - 1
+        count, others = ahead_BXEV.shape[2], pace.candidates - 1
         if not count:
             return counts_BX[..., None][..., :0]
         depth_BXE = counts_BX[..., None] + torch.arange(count, device=counts_BX.device)

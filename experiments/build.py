@@ -106,25 +106,29 @@ def engine_arm(
     return EngineArm(name, verifier, drafter, forecast, channel)
 
 
-def weights_of(config: DictConfig, drafter: str | None, meet: Meet | None = None) -> dict[str, Path]:
-    """Where the weights of every drafter that names some lie, by the arm's name.
+def weights_of(config: DictConfig, drafter: str | None, meet: Meet | None = None) -> dict[str, list[Path]]:
+    """Where the weights that a drafter names lie, by the arm's name.
 
     Drafters that are made elsewhere are left out: their files need not be on this machine.
 
     Raises:
         FileNotFoundError: there are no such weights.
+        ValueError: they are not named by one word.
     """
     met = meet is not None or config.channel.get("address") is not None
     parts = {} if met and config.get("forecast") is not None else drafters(config.get("drafter"), drafter)
-    return {name: located(file) for name, part in parts.items() for file in files(part)}
+    found = {name: [located(file) for file in files(part)] for name, part in parts.items()}
+    return {name: places for name, places in found.items() if places}
 
 
-def files(part: Mapping[str, Any]) -> Iterator[Any]:
+def files(part: Mapping[str, Any]) -> Iterator[str]:
     """The weights that a drafter's configuration names, those of its parts too."""
     for name, value in part.items():
         if isinstance(value, Mapping | DictConfig):
             yield from files(value)
         elif name == "weights" and value is not None:
+            if not isinstance(value, str):
+                raise ValueError(f"weights must be the name of one trained head, not {value}")
             yield value
 
 

@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 
-from experiments.pace import DECAYS
 from experiments.run import CONF, INTERRUPTED, NO_FOLDER, message, warnings_on
+from experiments.schedule import DECAYS
 
 log = logging.getLogger(__name__)
 

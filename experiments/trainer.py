@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from drafters.trainable import FrozenTarget, checked, taps_of
-from experiments.pace import pace
+from experiments.schedule import share
 from experiments.train_data import Batch
 from specdec import Tap
 from specdec.runtime import CachedModel
@@ -34,7 +34,7 @@ class Recipe:
         rate: learning rate at its highest.
         betas, weight_decay: of AdamW (Loshchilov and Hutter, arXiv 1711.05101).
         warmup: share of the steps in which the rate rises.
-        decay: along which it then falls, see ``pace``.
+        decay: along which it then falls, see ``experiments.schedule``.
         clip: the most that the gradient's norm may be; None for any.
     """
 
@@ -98,8 +98,8 @@ class Trainer:
     @property
     def rate(self) -> float:
         """Learning rate of the next step."""
-        share = pace((self.step + 1) / (self.recipe.steps + 1), self.recipe.warmup, self.recipe.decay)
-        return self.recipe.rate * share
+        done = (self.step + 1) / (self.recipe.steps + 1)
+        return self.recipe.rate * share(done, self.recipe.warmup, self.recipe.decay)
 
     def advance(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One step; mean losses over batches and processes, and the gradient's norm.

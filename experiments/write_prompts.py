@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the files."""
     options = parsed(arguments)
     verifier = FullVerifier(options.target, dtype=options.dtype, device=options.device)
+    before_user(verifier.tokenizer)  # raises before anything is written
     options.out.mkdir(parents=True, exist_ok=True)
     texts = passages(verifier, options)
     further = [*tasks(texts, options.passages, options.seed), *translations(verifier, texts, options)]
@@ -96,7 +97,7 @@ def before_user(tokenizer: Any) -> str:
 
 
 def passages(verifier: FullVerifier, options: argparse.Namespace) -> list[tuple[str, str]]:
-    """Topics, and a text that the target wrote on each."""
+    """Topics, and a text that the target wrote on each. Raises ValueError where it wrote none."""
     kinds, topics = said_in(PASSAGES)["passages"], said_in(GRID)[0]["topics"]
     pairs = [(kind, topic) for kind in kinds for topic in topics]
     asked = [pairs[index % len(pairs)] for index in range(options.passages)]
@@ -104,7 +105,10 @@ def passages(verifier: FullVerifier, options: argparse.Namespace) -> list[tuple[
     sampling, seed = Sampling(temperature=0.7), options.seed + options.turns
     written = replies(verifier, prompts, options.passage_tokens, options.rows, sampling, seed)
     texts = [decoded(text, verifier).strip() for some in written for text in some]
-    return [(topic, text) for (_, topic), text in zip(asked, texts, strict=True) if text]
+    found = [(topic, text) for (_, topic), text in zip(asked, texts, strict=True) if text]
+    if not found:
+        raise ValueError(f"the target wrote nothing on {options.passages} topics: raise --passages")
+    return found
 
 
 def tasks(texts: Sequence[tuple[str, str]], count: int, seed: int) -> Iterator[Prompt]:

@@ -32,7 +32,7 @@ OPTIONS = [
 ]
 MADE = [option for option in OPTIONS if option[0] != "experiment"]
 # The arms of drafter=trained.
-TRAINED = ("eagle3", "eagle3_tree", "medusa", "adapter")
+TRAINED = ("eagle3", "eagle3_tree", "medusa", "medusa_tree", "adapter", "adapter_tree", "stream")
 ROW = {"question_id": 1, "turns": ["x"]}
 # What each acceptance rule is called here.
 RULES = {name.lower(): getattr(specdec, name) for name in ("Block", "Coupled", "Match", "Ratio", "Typical")}
@@ -72,6 +72,8 @@ def composed(group: str, option: str, rows: Path, tiny_model_dir: Path, tiny_hea
         overrides.append(f"drafter.second.weights={tiny_heads['eagle3']}")
     if option == "trained":  # none are shipped for the tiny target
         overrides += [f"drafter.{arm}.weights={tiny_heads[arm.removesuffix('_tree')]}" for arm in TRAINED]
+    if option == "demo" and group != "data":
+        overrides += [f"drafter.{part}.weights={tiny_heads['eagle3']}" for part in ("eagle3", "hybrid.second")]
     if option in ("blend", "mirror"):  # there are none for the tiny target
         overrides.append("forecast.exit.trained=smollm2-135m-instruct")
     if option.startswith("synthetic"):  # the others take gigabytes
@@ -103,6 +105,8 @@ def test_composes_and_makes_its_parts(
 def expected_drafters(group: str, option: str) -> int:
     if option == "mirror":
         return 1
+    if option == "demo" and group != "data":
+        return 4
     if group != "drafter" or option == "training_free":
         return 3
     if option == "trained":

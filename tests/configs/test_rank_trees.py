@@ -14,7 +14,7 @@ from experiments.acceptance_by_rank import main
 from experiments.run import CONF
 from verifiers import FullVerifier
 
-SEVERAL = ("trained", "training_free")
+SEVERAL = ("demo", "trained", "training_free")
 DRAFTERS = sorted(file.stem for file in (CONF / "drafter").glob("*.yaml") if file.stem not in ("plain", *SEVERAL))
 CHAINS = ("hybrid", "lookahead", "ngram", "stream", "suffix")
 

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 import specdec
-from drafters import AdapterDrafter, Eagle3Drafter, MedusaDrafter, weights
+from drafters import AdapterDrafter, Eagle3Drafter, MedusaDrafter, StreamDrafter, weights
 from experiments.build import arms, build, weights_of
 from experiments.run import CONF
 from verifiers import FullVerifier
@@ -20,7 +20,10 @@ KINDS = {
     "eagle3": Eagle3Drafter,
     "eagle3_tree": Eagle3Drafter,
     "medusa": MedusaDrafter,
+    "medusa_tree": MedusaDrafter,
     "adapter": AdapterDrafter,
+    "adapter_tree": AdapterDrafter,
+    "stream": StreamDrafter,
 }
 FORECAST = ["forecast=all_accepted", "channel=process"]
 
@@ -51,7 +54,7 @@ def composed(*overrides: str) -> DictConfig:
 def test_every_arm_drafts_with_the_targets_head(tiny_model_dir: Path, folder: Path) -> None:
     config = composed("drafter=trained", "target=tiny", "drafter.eagle3.length=3")
     assert list(config.drafter) == list(KINDS) and config.drafter.eagle3.length == 3
-    files = {name: folder / "tiny" / name.removesuffix("_tree") for name in KINDS}
+    files = {name: [folder / "tiny" / name.removesuffix("_tree")] for name in KINDS}
     assert weights_of(config, "trained") == files
     verifier = FullVerifier(tiny_model_dir, dtype="float32", device="cpu")
     plain, *made = arms(config, "trained", verifier)
@@ -66,14 +69,14 @@ def test_every_arm_drafts_with_the_targets_head(tiny_model_dir: Path, folder: Pa
 def test_options_are_those_of_each_drafter_but_for_the_weights() -> None:
     config = composed("drafter=trained", "target=tiny")
     for name, part in config.drafter.items():
-        alone = OmegaConf.load(CONF / "drafter" / f"{name}.yaml")
-        assert {**part, "weights": "???"} == {**OmegaConf.to_container(alone)}, name
+        alone = OmegaConf.to_container(composed(f"drafter={name}").drafter)
+        assert {**part, "weights": "???"} == alone, name
 
 
 @pytest.mark.parametrize("given", ["tiny/eagle3", "${target}/eagle3"])
 def test_one_head_by_its_name(given: str, folder: Path) -> None:
     config = composed("drafter=eagle3", "target=tiny", f"drafter.weights={given}")
-    assert weights_of(config, "eagle3") == {"eagle3": folder / "tiny" / "eagle3"}
+    assert weights_of(config, "eagle3") == {"eagle3": [folder / "tiny" / "eagle3"]}
 
 
 def test_an_arm_can_be_left_out() -> None:

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from drafters import AdapterDrafter, Eagle3Drafter, MedusaDrafter
+from drafters import AdapterDrafter, Eagle3Drafter, MedusaDrafter, StreamDrafter
 from drafters.checkpoint import config_of
 from drafters.weights import SHIPPED, shipped
 
-KINDS = {"eagle3": Eagle3Drafter, "medusa": MedusaDrafter, "adapter": AdapterDrafter}
+KINDS = {"eagle3": Eagle3Drafter, "medusa": MedusaDrafter, "adapter": AdapterDrafter, "stream": StreamDrafter}
 MOST = 40_000_000  # bytes of all heads of a target
 
 

@@ -335,6 +335,9 @@ def test_a_trained_head_gets_streams(target):
         ({"steps": 0}, "steps must be at least 1"),
         ({"streams": 4}, "streams must be from 0 to 3 for this head, not 4"),
         ({"streams": -1}, "streams must be from 0 to 3"),
+        ({"candidates": 0}, f"candidates must be from 1 to {len(KNOWN)} for this head, not 0"),
+        ({"candidates": len(KNOWN) + 1}, f"candidates must be from 1 to {len(KNOWN)}"),
+        ({"candidates": 1.5}, "candidates must be"),
     ],
 )
 def test_a_pace_that_cannot_be_is_refused(head, options, said):

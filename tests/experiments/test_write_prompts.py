@@ -38,6 +38,24 @@ def test_a_target_that_ends_no_turn_in_time_is_named(tiny_model_dir: Path, tmp_p
         main(["--target", str(tiny_model_dir), "--out", str(tmp_path), *SIZES, "--turn-tokens", "1"])
 
 
+def test_what_is_refused_is_refused_before_anything_is_written(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.write_prompts.replies", lambda *_: pytest.fail("the target was asked"))
+    monkeypatch.setattr("experiments.write_prompts.before_user", refuse)
+    with pytest.raises(ValueError, match="no chat template"):
+        main(["--target", str(tiny_model_dir), "--out", str(tmp_path), *SIZES])
+
+
+def refuse(tokenizer: object) -> str:
+    raise ValueError("no chat template")
+
+
+def test_a_target_that_writes_no_passage_is_an_error(tiny_model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--passages"):
+        main(["--target", str(tiny_model_dir), "--out", str(tmp_path), *SIZES, "--passages", "0"])
+
+
 def test_half_of_the_tasks_ask_a_question_on_one_of_their_texts() -> None:
     texts = {"owls": ["Owls fly.", "Owls eat."], "tea": ["Tea is hot."]}
     asked = list(tasks([(topic, text) for topic, some in texts.items() for text in some], 40, 0))
