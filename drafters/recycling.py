@@ -118,7 +118,7 @@ class Adjacency:
         again_X = ((token_X[:, None] == token_X) & (index_X > index_X[:, None])).any(1)
         # One line per token: what an index that occurs twice leaves behind is not defined on a GPU.
         line_X = torch.where(again_X, self.vocabulary, token_X)
-        self.table[line_X] = tops.successors.flatten(0, 1)
+        self.table[line_X] = tops.successors[..., : self.table.shape[1]].flatten(0, 1)
 
     def tree(self, root_B1: Tensor) -> tuple[Tensor, Tensor]:
         """int64 [B, N] each, tokens and parents of the tree below a token; padding where nothing was seen."""

@@ -154,7 +154,7 @@ class Tops:
         tokens: int64 [B, M], the token that was committed last before the round, then the window's nodes.
         parents: int64 [B, N], as in ``Draft``: at ``tree.PAD`` there is nothing to be learnt.
         successors: int64 [B, M, k], the tokens of the highest logits, the highest first; sampling has no part in
-            it.
+            it. k is the most that anybody wanted.
     """
 
     tokens: Tensor

@@ -12,8 +12,8 @@ import torch
 from families import FAMILIES, random_prompt
 
 import specdec
-from drafters import LookaheadDrafter, NullDrafter, RecyclingDrafter
-from drafters.recycling import SHARE
+from drafters import HybridDrafter, LookaheadDrafter, NullDrafter, RecyclingDrafter
+from drafters.recycling import SHARE, UNKNOWN
 from specdec import Advice, Context, Coupled, Sampling, Tops, tree
 from specdec.channel import Inline, Process, Thread
 from specdec.channel.inline import InlineLink
@@ -224,3 +224,15 @@ def test_what_is_lost_costs_drafts_and_no_token(target, name, every):
 def test_who_wants_more_than_there_is_is_told(target):
     with pytest.raises(ValueError, match="cannot name the 129"):
         specdec.generate(FullVerifier(target), RecyclingDrafter(top=129), [1], 8)
+
+
+def test_another_drafter_may_want_more_successors(target):
+    few, many = RecyclingDrafter(nodes=4, top=2, levels=2), RecyclingDrafter(nodes=12, top=8, levels=3)
+    for parts in ((few, many), (many, few)):
+        result = specdec.generate(FullVerifier(target), HybridDrafter(*parts), ROWS, 24)
+        assert not result.metrics.faults
+        assert (few._adjacency.table != UNKNOWN).any() and (many._adjacency.table != UNKNOWN).any()
+    tops = Tops(torch.tensor([[5, 6]]), torch.tensor([[-1]]), torch.arange(16).view(1, 2, 8))
+    with torch.inference_mode():
+        few._adjacency.learn(tops)
+    assert few._adjacency.table[[5, 6]].tolist() == [[0, 1], [8, 9]]
