@@ -13,6 +13,7 @@ from torch import Tensor
 from specdec import tree
 from specdec.noise import Noise
 from specdec.protocols import Drafter, Verifier
+from specdec.runtime import CachedModel, models_of
 from specdec.sequences import Sequences
 from specdec.types import Advice, Context, Draft, Want
 
@@ -48,6 +49,11 @@ class HybridDrafter:
     def borrows(self) -> bool:
         """Whether one needs the target's network."""
         return any(getattr(drafter, "borrows", False) for drafter in (self.first, self.second))
+
+    @property
+    def models(self) -> tuple[CachedModel, ...]:
+        """Those of both."""
+        return tuple(dict.fromkeys((*models_of(self.first), *models_of(self.second))))
 
     @property
     def identity(self) -> object:

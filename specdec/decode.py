@@ -23,13 +23,13 @@ from specdec.noise import Noise, Still
 from specdec.overheard import Overheard
 from specdec.partner import Partner
 from specdec.protocols import AcceptanceRule, Channel, Drafter, Forecast, Verifier
-from specdec.runtime import CachedModel
+from specdec.runtime import models_of
 from specdec.runtime.clock import DeviceClock
 from specdec.runtime.replay import Replay, current
 from specdec.runtime.streams import Side
 from specdec.sequences import Sequences
 from specdec.stage import Live, Stage
-from specdec.trace import Trace
+from specdec.trace import Networks, Trace
 from specdec.transit import crossings
 from specdec.virtual import Scene, VirtualClock
 
@@ -79,7 +79,7 @@ def plainly(
     guarded = Guarded(drafter, trace)
     guarded.begin(verifier, seq)
     verifier.begin(seq, guarded.wants)
-    stage = staged(channel, trace, verifier, {"drafter.model": module(drafter)})
+    stage = staged(channel, trace, verifier, {"drafter.model": modules(drafter)})
     with trace.running(stage.networks):
         return serial(seq, guarded, verifier, accept, noise_for(seq, seed, accept), trace, stage)
 
@@ -150,12 +150,12 @@ def staged(
     channel: Channel,
     trace: Trace,
     verifier: Verifier,
-    networks: dict[str, torch.nn.Module | None],
+    networks: Networks,
     exit: Exit | None = None,
 ) -> Live | Scene:
     """What plays the parts at the target's side; ``networks`` are further ones to time. The clock is set."""
     if channel.costs is None:
-        return Live(trace, {"target": module(verifier), **networks})
+        return Live(trace, {"target": modules(verifier), **networks})
     trace.clock = clock = VirtualClock()
     depth = verifier.model.network.depth
     return Scene(trace, clock, channel.costs, None if exit is None else exit.of(verifier.model) / depth)
@@ -196,8 +196,7 @@ def replayed(
         with trace.span("drafter"):  # a model reads the prompt
             guarded.begin(verifier, seq)
         verifier.begin(seq, guarded.wants)
-        model = getattr(drafter, "model", None)
-        models = (verifier.model, *([model] if isinstance(model, CachedModel) else []))
+        models = (verifier.model, *(models_of(drafter) if drafts else ()))
         stage = Stage(replay, trace, models, drafts, verifier.width)
         return serial(seq, guarded, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
 
@@ -234,7 +233,6 @@ def noise_for(seq: Sequences, seed: int, accept: AcceptanceRule, replay: Replay 
     return Noise(seed, rows_B, seq.tokens.shape[1] + 1, accept.coupled)
 
 
-def module(part: object) -> torch.nn.Module | None:
-    """The module whose forward is one step of a part's model, None where it has none."""
-    network = getattr(getattr(part, "model", None), "network", None)
-    return getattr(network, "module", None)
+def modules(part: object) -> tuple[torch.nn.Module, ...]:
+    """The modules whose forwards are the steps of a part's models."""
+    return tuple(dict.fromkeys(model.network.module for model in models_of(part)))

@@ -22,6 +22,7 @@ from specdec.parts import Settled, follow, foresee, look, prepare, read, resume,
 from specdec.protocols import Forecast
 from specdec.runtime.huggingface import Network
 from specdec.runtime.mail import Mail
+from specdec.runtime.model import models_of
 from specdec.runtime.streams import Side
 from specdec.sequences import Sequences
 from specdec.trace import Span, Trace
@@ -175,12 +176,13 @@ class Duet:
         return draft
 
     def _play(self, part: Any, *arguments: Any) -> Any:
-        model = getattr(self._drafter, "model", None)
-        moves = part is propose and not self._guarded.static
+        models = models_of(self._drafter)
+        follows = bool(models) and all(model.follows for model in models)
+        moves = part in (propose, either) and not self._guarded.static
         # What runs on a CPU leaves nothing in a GPU's recording.
-        if model is None or not model.follows or moves or not self._side.alike:
+        if not follows or moves or not self._side.alike:
             return directly(part, *arguments)
-        return self._side.replay(part, (model.place,), *arguments)
+        return self._side.replay(part, tuple(model.place for model in models), *arguments)
 
     @contextmanager
     def _caring(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
 from specdec.protocols import BranchingDrafter, Drafter, Verifier
 from specdec.report import FAULTS
-from specdec.runtime import CachedModel
+from specdec.runtime import models_of
 from specdec.runtime.replay import Replay
 from specdec.sequences import Sequences
 from specdec.trace import Trace
@@ -116,9 +116,8 @@ class Guarded:
         return drafts
 
     def failed(self, error: Exception) -> None:
-        """Count an error of the drafter; the cache of its model may have holes now."""
-        model = getattr(self._drafter, "model", None)
-        if isinstance(model, CachedModel):
+        """Count an error of the drafter; the caches of its models may have holes now."""
+        for model in models_of(self._drafter):
             model.forget()
         self._trace.fault(f"raised {type(error).__name__}: {error}", error=error)
 

@@ -99,6 +99,9 @@ class Drafter(Protocol):
 
     One that runs the target's layers, or uses its embedding, norm or head, says so by an attribute ``borrows``
     that is true: elsewhere ``target.model`` is None for all others, since weights are not sent for nothing.
+    One that has a ``CachedModel`` shows it as ``model``, or several as ``models``: what is recorded is good while
+    their caches lie where they lay, after a failure they are forgotten, and no module runs at two sides at once.
+    One that works on a device of its choice names it as ``device``; None or nothing is the target's.
     """
 
     @property

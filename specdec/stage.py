@@ -6,12 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from specdec.loop import propose, verify
 from specdec.runtime.model import CachedModel, Place
 from specdec.runtime.replay import Replay
-from specdec.trace import Trace
+from specdec.trace import Networks, Trace
 from specdec.types import Draft
 
 LANES = {verify: "target", propose: "drafter"}
@@ -27,7 +25,7 @@ class Live:
     """
 
     trace: Trace
-    networks: dict[str, nn.Module | None]
+    networks: Networks
 
     def __call__(self, part: Callable[..., Any], *arguments: Any) -> Any:
         """Play one part."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +20,7 @@ from specdec.runtime.mail import Mail
 log = logging.getLogger(__name__)
 
 Clock = Callable[[], Any]  # seconds, or what a device's clock makes seconds of
+Networks = Mapping[str, nn.Module | Sequence[nn.Module]]  # by the lane on which their forwards are timed
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Span:
         lane: "target", its verifications, "target.exit", the moment in which its early exit has spoken, and
             "target.hint", the time inside a verification in which it does not go on, since that is handed over;
             "drafter", and "drafter.look", ".branch", ".settle" and ".draft" of one that works ahead, with
-            "drafter.model", forwards of its model; "link.early", "link.outcome" and "link.draft", messages on
+            "drafter.model", forwards of its models; "link.early", "link.outcome" and "link.draft", messages on
             their way; "host.verify" and "host.propose", parts of a round that the host plays, "host.send",
             "host.launch" and "host.wait".
         start, end: seconds.
@@ -175,12 +176,12 @@ class Trace:
             self._marks.append((lane, start, self.clock(), round))
 
     @contextmanager
-    def running(self, networks: dict[str, nn.Module | None]) -> Iterator[None]:
-        """The whole generation: its start and end, and a span on a lane for every forward of its network."""
+    def running(self, networks: Networks) -> Iterator[None]:
+        """The whole generation: its start and end, and a span on a lane for every forward of its networks."""
         with ExitStack() as stack:
             for lane, network in networks.items():
-                if network is not None:
-                    stack.enter_context(self._watching(network, lane))
+                for one in (network,) if isinstance(network, nn.Module) else network:
+                    stack.enter_context(self._watching(one, lane))
             start = self.clock()
             try:
                 yield

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from specdec.exit import Glimpse, Hint
 from specdec.loop import propose, verify
 from specdec.planner import Costs
 from specdec.sequences import Sequences
-from specdec.trace import Trace
+from specdec.trace import Networks, Trace
 from specdec.turn import Turn
 from specdec.types import Draft
 
@@ -60,7 +58,7 @@ class Scene:
     share: float | None = None
 
     @property
-    def networks(self) -> dict[str, nn.Module | None]:
+    def networks(self) -> Networks:
         """None: no time passes in their forwards."""
         return {}
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from specdec.protocols import Drafter, Forecast, Verifier
-from specdec.runtime import CachedModel
+from specdec.runtime import CachedModel, models_of
 from specdec.trace import Clock
 from specdec.worker import Absent, DraftWorker
 
@@ -22,9 +22,9 @@ def worker_for(drafter: Drafter, forecast: Forecast, verifier: Verifier, clock: 
 def absent(drafter: object, verifier: Verifier) -> Absent:
     """What a drafter in the target's process may know of a target that works at the same time."""
     network: Any = verifier.model.network
-    model: Any = getattr(drafter, "model", None)
-    if isinstance(model, CachedModel) and model.network.module is network.module:
-        model.network = network.twin()
+    for model in models_of(drafter):
+        if model.network.module is network.module:
+            model.network = network.twin()
     tokenizer = getattr(verifier, "tokenizer", None)
     device = device_of(drafter, verifier.device)
     return Absent(verifier.vocab_size, device, tokenizer, Replica(network.twin()))

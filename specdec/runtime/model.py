@@ -236,3 +236,9 @@ class CachedModel:
                 "interface, which the cache needs: choose another model"
             )
         return Scores(logits, states, torch.where(what.slots >= 0, what.positions, -1) if taps else None)
+
+
+def models_of(part: object) -> tuple[CachedModel, ...]:
+    """The models of a part of the loop: its ``models`` where it has several, else its ``model``."""
+    models = getattr(part, "models", None) or (getattr(part, "model", None),)
+    return tuple(model for model in models if isinstance(model, CachedModel))

@@ -107,10 +107,11 @@ def test_rows_that_have_ended_are_not_recorded():
 
 
 def test_spans_come_from_forwards():
-    trace, network = Trace(clock=iter(range(100)).__next__), torch.nn.Linear(2, 2)
-    with trace.running({"target": network, "drafter.model": None}):
+    trace, network, several = Trace(clock=iter(range(100)).__next__), torch.nn.Linear(2, 2), torch.nn.ReLU()
+    with trace.running({"target": network, "drafter.model": (several, torch.nn.Tanh()), "link.draft": ()}):
         network(torch.zeros(1, 2))
+        several(torch.zeros(1, 2))
         network(torch.zeros(1, 2))
     network(torch.zeros(1, 2))
-    assert trace.spans == [Span("target", 1, 2), Span("target", 3, 4)]
-    assert (trace.start, trace.end) == (0, 5)
+    assert trace.spans == [Span("target", 1, 2), Span("drafter.model", 3, 4), Span("target", 5, 6)]
+    assert (trace.start, trace.end) == (0, 7)
