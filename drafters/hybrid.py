@@ -73,7 +73,9 @@ class HybridDrafter:
 
     def draft(self, context: Context, noise: Noise) -> Draft:
         """The first one's proposal for every row that has one, else the second one's."""
-        found = self.first.draft(context, noise)
+        if not self.static:  # then nobody records it, and the host may look
+            context = replace(context, static=False)
+        found = self.first.draft(beside(self.second, context), noise)
         # A row that is full needs none.
         served_B = (found.parents != tree.PAD).any(1) | (context.room < 2)
         untold = both(self._untold, context.advice)
@@ -81,8 +83,13 @@ class HybridDrafter:
             self._untold = untold
             return found
         self._untold = None
-        other = self.second.draft(replace(context, advice=untold), noise)
+        other = self.second.draft(beside(self.first, replace(context, advice=untold)), noise)
         return other if found.size == 0 else either(served_B, found, other)
+
+
+def beside(drafter: Drafter, context: Context) -> Context:
+    """The context of one beside whom a drafter may have drafted what was verified."""
+    return replace(context, others=max(context.others, drafter.size))
 
 
 def both(earlier: Advice | None, later: Advice | None) -> Advice | None:

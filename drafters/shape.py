@@ -113,21 +113,24 @@ class Shape:
             )
         self.tree.levels(device)
 
-    def behind(self, model: DraftModel) -> int:
+    def behind(self, model: DraftModel, others: int = 0) -> int:
         """Committed tokens that the model lacks at most when it is asked again.
 
         Of its own last chain it has not read the last step's tokens, and of the target's round the correction.
-        Of a tree only the first chain of nodes lies where committed tokens do.
+        Of a tree only the first chain of nodes lies where committed tokens do. Where a draft of up to ``others``
+        nodes may have been verified in place of its own, it has read none of it.
         """
         remembers = model.remembers and self.is_chain
-        return (self.length - 1) % self.streams.tokens_per_step + 2 if remembers else self.length + 1
+        own = (self.length - 1) % self.streams.tokens_per_step + 1 if remembers else self.length
+        return max(own, others) + 1
 
     def draft(self, model: DraftModel, context: Context, noise: Noise, vocabulary: int) -> Draft:
         """Draft with a model, no deeper than the rows have room for unless nodes are chosen: see ``_length``."""
         length = self._length(context.depth)
         if length < 1:
             return Draft.empty(context.lengths)
-        roots = Roots.committed(model, context, vocabulary, self.behind(model), chain=self.is_chain)
+        behind = self.behind(model, context.others)
+        roots = Roots.committed(model, context, vocabulary, behind, chain=self.is_chain)
         return self._grown(model, roots, noise, length, vocabulary)
 
     def look(self, model: DraftModel, context: Context, window: Draft, vocabulary: int) -> Tensor:

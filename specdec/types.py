@@ -194,6 +194,8 @@ class Context:
         sampling: the law the target decodes under.
         advice: what the drafter wants to see of the target, where there is something it was not given yet.
         static: whether shapes must not depend on the rows, so that the draft can be replayed for others.
+        others: the most nodes that a draft had which was verified in place of this drafter's own; 0 where its own
+            always are. Where shapes are static, so many tokens more may be new to it.
     """
 
     tokens: Tensor
@@ -202,6 +204,7 @@ class Context:
     sampling: Sampling
     advice: Advice | None = None
     static: bool = False
+    others: int = 0
 
     @property
     def depth(self) -> int | None:

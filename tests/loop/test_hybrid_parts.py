@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
-from recorded import HEADS, eagle, replaying
+from recorded import HEADS, Operations, eagle, replaying
 
 import specdec
 from drafters import EagleDrafter, HybridDrafter, ModelDrafter, NgramDrafter
@@ -16,6 +17,7 @@ from specdec.channel.sides import absent
 from specdec.forecast import AllAccepted
 from specdec.guard import Guarded
 from specdec.runtime import models_of
+from specdec.runtime.replay import Replay
 from specdec.trace import Trace
 from verifiers import FullVerifier
 
@@ -39,6 +41,16 @@ class Knowing:
         where_BN = context.lengths[:, None] + torch.arange(self.size)
         counts_B = torch.where(context.lengths % 3 == 0, self.size, 0)
         return Draft.chain(self.answer[where_BN], context.lengths, counts_B)
+
+
+class Asked(ModelDrafter):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def draft(self, context, noise):
+        self.asked += 1
+        return super().draft(context, noise)
 
 
 @pytest.fixture
@@ -122,3 +134,31 @@ def test_the_forwards_of_all_models_are_timed(tiny_llama, answer):
         spans(HybridDrafter(Knowing(answer, 1, False), ModelDrafter(copy.deepcopy(tiny_llama), length=4)))
         > alone / 2
     )
+
+
+@BESIDE
+@pytest.mark.parametrize("kind", ["chain", "tree", "eagle"])
+@pytest.mark.parametrize("static", [True, False], ids=["recorded", "played"])
+def test_the_second_reads_all_that_the_first_was_right_about(tiny_llama, answer, forecast, kind, static):
+    same = copy.deepcopy(tiny_llama)
+    make = {
+        "chain": partial(ModelDrafter, same, 3),
+        "tree": partial(ModelDrafter, same, 3, 2),
+        "eagle": partial(EagleDrafter, eagle(tiny_llama), 3),
+    }[kind]
+    expected = rounds(FullVerifier(tiny_llama), HybridDrafter(Knowing(answer, 9, static), make()))
+    assert max(accepted(expected)) == 9, "the first is right about more than the second drafts"
+    made = []
+    verifier, drafter = replaying(tiny_llama, made), HybridDrafter(Knowing(answer, 9, static), make())
+    for _ in range(3):
+        assert accepted(rounds(verifier, drafter, forecast)) == accepted(expected)
+    assert ("propose" in {what[0].__name__ for what in made}) == static
+
+
+def test_a_hybrid_that_is_not_recorded_asks_its_second_where_it_is_needed(tiny_llama, answer):
+    verifier = FullVerifier(tiny_llama)
+    verifier.replay = Replay(Operations)
+    for static in (False, True):
+        first, second = Knowing(answer, 9, static), Asked(copy.deepcopy(tiny_llama), 3)
+        rounds(verifier, HybridDrafter(first, second))
+        assert (0 < second.asked < first.asked) if not static else (second.asked == first.asked)
