@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from specdec import tree
+from specdec.book import either
 from specdec.noise import Noise
 from specdec.protocols import Drafter, Verifier
 from specdec.runtime import CachedModel, models_of
@@ -29,11 +29,15 @@ class HybridDrafter:
     Args:
         first: asked in every round.
         second: asked for rows without a proposal.
+
+    Raises:
+        ValueError: they are to work on two devices.
     """
 
     def __init__(self, first: Drafter, second: Drafter) -> None:
         self.first, self.second = first, second
-        self._untold: Advice | None = None  # of rounds in which the second was not asked
+        self._untold: list[Advice | None] = []  # of rounds in which the second was not asked
+        check_devices(self._devices)
 
     @property
     def wants(self) -> tuple[Want, ...]:
@@ -56,6 +60,16 @@ class HybridDrafter:
         return tuple(dict.fromkeys((*models_of(self.first), *models_of(self.second))))
 
     @property
+    def device(self) -> torch.device | None:
+        """Where one of them wants to draft, None where neither says."""
+        return next(iter(self._devices), None)
+
+    @property
+    def _devices(self) -> list[torch.device]:
+        named = (getattr(drafter, "device", None) for drafter in (self.first, self.second))
+        return [torch.device(device) for device in named if device is not None]
+
+    @property
     def identity(self) -> object:
         """What a recording may take it for."""
         return self, *(getattr(drafter, "identity", drafter) for drafter in (self.first, self.second))
@@ -69,22 +83,32 @@ class HybridDrafter:
         """Forget the last generation. Raises ValueError where one does not fit the target."""
         self.first.begin(target, seq)
         self.second.begin(target, seq)
-        self._untold = None
+        self._untold = []
 
     def draft(self, context: Context, noise: Noise) -> Draft:
         """The first one's proposal for every row that has one, else the second one's."""
         if not self.static:  # then nobody records it, and the host may look
             context = replace(context, static=False)
+        told = [*self._untold, context.advice]
+        if not context.static:  # a recording that found advice here would repeat it for ever
+            self._untold = told
         found = self.first.draft(beside(self.second, context), noise)
         # A row that is full needs none.
         served_B = (found.parents != tree.PAD).any(1) | (context.room < 2)
-        untold = both(self._untold, context.advice)
         if not context.static and bool(served_B.all()):
-            self._untold = untold
             return found
-        self._untold = None
-        other = self.second.draft(beside(self.first, replace(context, advice=untold)), noise)
-        return other if found.size == 0 else either(served_B, found, other)
+        other = self.second.draft(beside(self.first, replace(context, advice=Advice.joined(told))), noise)
+        self._untold = []
+        return other if found.size == 0 else either(served_B, with_laws(found, other), with_laws(other, found))
+
+
+def check_devices(devices: list[torch.device]) -> None:
+    """Raises ValueError unless all of them are one."""
+    indices = {device.index for device in devices} - {None}  # without a number it may be any
+    if len({device.type for device in devices}) > 1 or len(indices) > 1:
+        raise ValueError(
+            f"the two drafters are to work on {' and '.join(map(str, devices))}: put both on one device"
+        )
 
 
 def beside(drafter: Drafter, context: Context) -> Context:
@@ -92,34 +116,11 @@ def beside(drafter: Drafter, context: Context) -> Context:
     return replace(context, others=max(context.others, drafter.size))
 
 
-def both(earlier: Advice | None, later: Advice | None) -> Advice | None:
-    """The advice of two times, as one."""
-    if earlier is None or later is None:
-        return later if earlier is None else earlier
-    return earlier.then(later)
-
-
-def either(first_B: Tensor, first: Draft, second: Draft) -> Draft:
-    """Of each row one draft: ``first`` where it is said so."""
-    size = max(first.size, second.size)
-    first, second = first.padded(size), second.padded(size)
-    known = first.fanout is not None and second.fanout is not None
-    laws = None
-    if first.laws is not None or second.laws is not None:
-        vocabulary = next(draft.laws.shape[2] for draft in (first, second) if draft.laws is not None)
-        laws = torch.where(first_B[:, None, None], law_of(first, vocabulary), law_of(second, vocabulary))
-    return Draft(
-        torch.where(first_B[:, None], first.tokens, second.tokens),
-        torch.where(first_B[:, None], first.parents, second.parents),
-        first.base,
-        laws,
-        max(first.fanout or 0, second.fanout or 0) if known else None,
-    )
-
-
-def law_of(draft: Draft, vocabulary: int) -> Tensor:
-    """[B, N, V]: the laws that tokens were drawn from, point masses where there are none."""
-    if draft.laws is not None:
-        return draft.laws
-    law_BNV = torch.zeros(*draft.tokens.shape, vocabulary, device=draft.tokens.device)
-    return law_BNV.scatter(2, draft.tokens[..., None], 1.0)
+def with_laws(draft: Draft, other: Draft) -> Draft:
+    """A draft that has laws if the other one has: without any, its tokens come with point masses."""
+    if draft.laws is not None or other.laws is None:
+        return draft
+    vocabulary = other.laws.shape[2]
+    law_BNV = other.laws.new_zeros(*draft.tokens.shape, vocabulary)
+    # Of padding the token may be anything.
+    return replace(draft, laws=law_BNV.scatter(2, draft.tokens.clamp(0, vocabulary - 1)[..., None], 1.0))

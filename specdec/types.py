@@ -7,7 +7,7 @@ k likeliest tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -176,10 +176,14 @@ class Advice:
     positions: Tensor
     tops: Tops | None = None
 
-    def then(self, later: Advice) -> Advice:
-        """This and that of a later round: states stand side by side, of two windows the later one is kept."""
-        states = {tap: torch.cat([state, later.states[tap]], 1) for tap, state in self.states.items()}
-        return Advice(states, torch.cat([self.positions, later.positions], 1), later.tops)
+    @classmethod
+    def joined(cls, rounds: Iterable[Advice | None]) -> Advice | None:
+        """That of several rounds as one, if there is any: states side by side, of the windows the last one."""
+        told = [advice for advice in rounds if advice is not None]
+        if len(told) < 2:
+            return told[0] if told else None
+        states = {tap: torch.cat([advice.states[tap] for advice in told], 1) for tap in told[0].states}
+        return cls(states, torch.cat([advice.positions for advice in told], 1), told[-1].tops)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from specdec.protocols import Drafter, Forecast, Verifier
 from specdec.rows import followed, lacking, rows_of
 from specdec.runtime import CachedModel
 from specdec.trace import Clock, Span, Trace
-from specdec.types import Draft
+from specdec.types import Advice, Draft
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class DraftWorker:
         if desk is None or not isinstance(message, Early | Outcome) or message.generation != desk.generation:
             return
         desk.spans += journey(message)
-        if isinstance(message, Outcome) and message.advice is not None and message.round >= desk.round:
-            desk.advice = message.advice if desk.advice is None else desk.advice.then(message.advice)
+        if isinstance(message, Outcome) and message.round >= desk.round:
+            desk.advice = Advice.joined((desk.advice, message.advice))
 
     def handle(self, message: Message) -> Ready | Window | None:
         """Take a message; what there is to answer."""
