@@ -10,21 +10,36 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 BY_MASK = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+MASKS = (torch.bool, torch.uint8)
+# What reads a tensor on a CPU without any operation.
+READS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu)
 
 
 def waits(operation: Any, args: Any) -> bool:
     """Whether the host would have to wait for a GPU, to hear a number or a shape."""
     if operation in BY_MASK:
-        return any(index is not None and index.dtype == torch.bool for index in args[1])
+        return any(index is not None and index.dtype in MASKS for index in args[1])
     return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(operation.tags))
+
+
+class Unread(TorchFunctionMode):
+    """While it is entered nobody reads a tensor as a whole."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in READS:
+            raise RuntimeError(f"{function.__name__} reads a number on the host")
+        return function(*args, **(kwargs or {}))
 
 
 class Tape(TorchDispatchMode):
     """Keeps every operation that runs while it is entered. It fails where a graph would: where the host waits.
+
+    One way to wait it cannot see: ``to("cpu")``, which does nothing where all is on the CPU already.
 
     Args:
         inputs: the tensors to play from; of the others, those that it does not see being made stay what they are.
@@ -37,6 +52,16 @@ class Tape(TorchDispatchMode):
         self._seen: list[Any] = []  # kept to the end: another tensor must not get the identity of one of them
         self._names: dict[int, str] = {}
         self._inputs = [self._name(tensor) for tensor in inputs]
+        self._unread = Unread()
+
+    def __enter__(self) -> Tape:
+        self._unread.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._unread.__exit__(*error)
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if waits(operation, args):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from recorded import Operations
@@ -39,8 +40,20 @@ def test_what_is_played_again_reads_and_writes_what_is_there_by_then():
 
 @pytest.mark.parametrize(
     "read",
-    [lambda x: int(x[0]), lambda x: bool(x.any()), lambda x: torch.equal(x, x), lambda x: x.nonzero()],
-    ids=["number", "branch", "equal", "shape"],
+    [
+        lambda x: int(x[0]),
+        lambda x: x[0].item(),
+        lambda x: bool(x.any()),
+        lambda x: torch.equal(x, x),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x[x.to(torch.uint8)],
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.numpy(),
+        lambda x: np.asarray(x),
+    ],
+    ids=["int", "item", "branch", "equal", "shape", "mask", "byte mask", "list", "cpu", "numpy", "array"],
 )
 def test_what_the_host_would_have_to_wait_for_cannot_be_recorded(read):
     with pytest.raises(RuntimeError, match="reads a number on the host"):
