@@ -82,8 +82,10 @@ class StreamDrafter(FeatureDrafter):
         model.see(context.advice)
         if pace.length < 1:
             return Draft.empty(context.lengths)
-        behind = self.shape.behind(model) if context.static else None
-        said_BFV = fit(model.open(context.tokens, context.lengths, pace.guesses(1), behind), model.vocab_size)
+        behind = self.shape.behind(model, context.others) if context.static else None
+        # Beside streams a prompt is read under a mask, for every length of which a library makes a plan.
+        guesses = 0 if context.static and not model.follows else pace.guesses(1)
+        said_BFV = fit(model.open(context.tokens, context.lengths, guesses, behind), model.vocab_size)
         roots = Roots.last(context, said_BFV[:, :1], said_BFV.shape[1] - 1, model.vocab_size)
         return streamed(model, roots, said_BFV[:, None, 1:], noise, pace, model.vocab_size, context.static)
 

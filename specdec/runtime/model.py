@@ -178,6 +178,8 @@ class CachedModel:
         if self._owns:
             self.memory.hold(tokens_BS, lengths_B)
         self.memory.follows = True
+        # Now that the prompt is read: libraries plan for every new shape, which takes tens of milliseconds.
+        self._static = behind is not None
         return scores
 
     def hang(self, lengths_B: Tensor, nodes: tuple[Tensor, Tensor], chain: bool, static: bool) -> None:

@@ -1,0 +1,31 @@
+"""Behind the prompt no shape depends on its length: for every new one a GPU's libraries make a plan."""
+
+from __future__ import annotations
+
+import pytest
+from families import llama, random_prompt
+from recorded import DRAFTERS, HEADS, replaying
+
+import specdec
+from specdec.runtime import attention
+
+NAMES = ("chain", "tree", "early exit", "eagle", "eagle 3", "eagle 3 tree", "streams", "hybrid", "adapter")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_of_another_length_brings_no_masks_of_another_shape(name, monkeypatch):
+    shapes, attend = set(), attention.scaled_dot_product_attention
+
+    def noting(query, key, value, attn_mask=None, **options):
+        if attn_mask is not None:
+            shapes.add((tuple(query.shape), tuple(key.shape)))
+        return attend(query, key, value, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", noting)
+    model = llama()
+    verifier, drafter = replaying(model, []), {**DRAFTERS, **HEADS}[name](model)
+    for length in (9, 9, 14):
+        before = set(shapes)
+        result = specdec.generate(verifier, drafter, random_prompt(length, 1), 24)
+        assert not result.metrics.faults and result.metrics.drafted_tokens > 0
+    assert shapes == before
