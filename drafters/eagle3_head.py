@@ -82,11 +82,11 @@ class Eagle3Head(nn.Module):
         Args:
             target: what it is for.
             vocabulary: D, of the most frequent tokens at most so many; None takes all.
-            layers: see the class.
-            base: a directory or file of a trained head to go on from. It has its own layers, and the
-                ``vocabulary`` is a part of its own. None begins with nothing.
+            layers: see the class; a base has its own.
+            base: a directory or file of a trained head to go on from, with a part of its vocabulary. None begins
+                with nothing.
 
-        Raises FileNotFoundError and ValueError as ``load``, ``taps`` and ``check`` do.
+        Raises what ``load``, ``check`` and ``FrozenTarget.frequent`` do.
         """
         if base is not None:
             made = Eagle3Head.load(base).to(torch.float32)
@@ -159,8 +159,8 @@ class Eagle3Head(nn.Module):
         if self.layers is not None:
             config |= layouts.numbered(self.layers)
         config |= made_for(vars(self.config)) | self._facts()
-        prefix, own = layouts.LAYOUTS[layout], self.named_parameters()
-        weights: dict[str, Tensor] = {name.replace(layouts.OWN, prefix): weight for name, weight in own}
+        prefix = layouts.LAYOUTS[layout]
+        weights = {name.replace(layouts.OWN, prefix): weight.data for name, weight in self.named_parameters()}
         write(path, FILES[0], weights | layouts.mapping(self.ids.cpu(), self.vocab_size), config)
 
     def _facts(self) -> dict[str, Any]:
@@ -186,6 +186,7 @@ class Eagle3Head(nn.Module):
 
     def check(self, target: Network) -> None:
         """See ``FeatureHead``."""
+        self.taps(target.depth)
         check_sizes(self.target_hidden, self.vocab_size, target, getattr(self.config, LAYERS, None))
         if self.embed_tokens is None and self.width != target.head_weight.shape[1]:
             raise ValueError(
@@ -219,10 +220,7 @@ class Eagle3Head(nn.Module):
     def losses(
         self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Network
     ) -> dict[str, Tensor]:
-        """By step of the training-time test, its soft cross-entropy times 0.8 to the power of its number.
-
-        Takes the arguments of ``Trainable.losses``.
-        """
+        """See ``Trainable``. By step of the training-time test, its soft cross-entropy times 0.8^step."""
         # Pair t is that of token t + 1, and says the token behind it: the target's law of place t + 1.
         place_P = places(wanted_BS[:, 1:])
         law_PD, known_P = laws(target, at(states[Tap(target.depth)][:, 1:], place_P), self.ids)

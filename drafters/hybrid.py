@@ -61,8 +61,8 @@ class HybridDrafter:
 
     @property
     def device(self) -> torch.device | None:
-        """Where one of them wants to draft, None where neither says."""
-        return next(iter(self._devices), None)
+        """Where one of them wants to draft, by its number where one has it; None where neither says."""
+        return min(self._devices, key=lambda device: device.index is None, default=None)
 
     @property
     def _devices(self) -> list[torch.device]:

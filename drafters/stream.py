@@ -83,7 +83,7 @@ class StreamDrafter(FeatureDrafter):
         if pace.length < 1:
             return Draft.empty(context.lengths)
         behind = self.shape.behind(model, context.others) if context.static else None
-        # Beside streams a prompt is read under a mask, for every length of which a library makes a plan.
+        # Libraries plan anew for a mask of a new shape: the forward that reads a prompt asks no stream.
         guesses = 0 if context.static and not model.follows else pace.guesses(1)
         said_BFV = fit(model.open(context.tokens, context.lengths, guesses, behind), model.vocab_size)
         roots = Roots.last(context, said_BFV[:, :1], said_BFV.shape[1] - 1, model.vocab_size)

@@ -50,7 +50,12 @@ class FrozenTarget(Network):
         Args:
             most: how many; None, or more than there are, takes all.
             among: int64, ids that may be taken, in order; None is all.
+
+        Raises:
+            ValueError: none at all.
         """
+        if most is not None and most < 1:
+            raise ValueError(f"a draft vocabulary has at least 1 token, not {most}")
         known = torch.arange(self.vocab_size) if among is None else among.cpu()
         counts = torch.zeros_like(known) if self._counts is None else self._counts[known]
         return known[counts.sort(descending=True, stable=True).indices[:most].sort().values]

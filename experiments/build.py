@@ -113,23 +113,31 @@ def weights_of(config: DictConfig, drafter: str | None, meet: Meet | None = None
 
     Raises:
         FileNotFoundError: there are no such weights.
-        ValueError: they are not named by one word.
+        ValueError: weights that are no string.
     """
     met = meet is not None or config.channel.get("address") is not None
     parts = {} if met and config.get("forecast") is not None else drafters(config.get("drafter"), drafter)
-    found = {name: [located(file) for file in files(part)] for name, part in parts.items()}
+    found = {name: [place(name, file) for file in files(part)] for name, part in parts.items()}
     return {name: places for name, places in found.items() if places}
 
 
-def files(part: Mapping[str, Any]) -> Iterator[str]:
+def place(arm: str, weights: Any) -> Path:
+    """Where an arm's weights lie. Raises what ``weights_of`` does, with the arm's name."""
+    if not isinstance(weights, str):
+        raise ValueError(f"{arm}: weights must be the name of one trained head, in quotes if a number: {weights}")
+    try:
+        return located(weights)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{arm}: {error}; drafter=training_free needs none") from None
+
+
+def files(part: Mapping[str, Any]) -> Iterator[Any]:
     """The weights that a drafter's configuration names, those of its parts too."""
     for name, value in part.items():
-        if isinstance(value, Mapping | DictConfig):
-            yield from files(value)
-        elif name == "weights" and value is not None:
-            if not isinstance(value, str):
-                raise ValueError(f"weights must be the name of one trained head, not {value}")
+        if name == "weights" and value is not None:
             yield value
+        elif isinstance(value, Mapping | DictConfig):
+            yield from files(value)
 
 
 def forecast_of(config: DictConfig) -> Forecast | None:

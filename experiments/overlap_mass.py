@@ -97,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title = f"{options.target}, {dtype_name(verifier)}: {len(prompts)} prompts, {curves[0].places} places"
     write_json(options.out, found)  # what is measured is kept, whatever comes next
     save_curves(options.out.with_suffix(".png"), found["curves"], title)
+    found["blend_weight"] = options.weight
     found["hits"] = [hits_of(verifier, prompts, exits, layer, options) for layer in options.drafters]
     write_json(options.out, found)
     for hits in found["hits"]:

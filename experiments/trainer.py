@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from drafters.trainable import FrozenTarget, checked, taps_of
-from experiments.schedule import share
+from experiments.schedule import rate_share
 from experiments.train_data import Batch
 from specdec import Tap
 from specdec.runtime import CachedModel
@@ -99,7 +99,7 @@ class Trainer:
     def rate(self) -> float:
         """Learning rate of the next step."""
         done = (self.step + 1) / (self.recipe.steps + 1)
-        return self.recipe.rate * share(done, self.recipe.warmup, self.recipe.decay)
+        return self.recipe.rate * rate_share(done, self.recipe.warmup, self.recipe.decay)
 
     def advance(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One step; mean losses over batches and processes, and the gradient's norm.

@@ -31,7 +31,8 @@ WORDS = 3  # of a turn that is kept
 MOST = 5  # passages of a prompt
 SENTENCE_TOKENS = 64  # of a translated sentence, at most
 JOINED = "\n"
-SENTENCE = re.compile(r"[^.!?\n]{24,200}[.!?]")
+ENDS = re.compile(r"(?<=[.!?])\s+|\n+")  # of sentences
+SENTENCE = range(24, 201)  # characters of one that is translated
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -112,7 +113,7 @@ def passages(verifier: FullVerifier, options: argparse.Namespace) -> list[tuple[
 
 
 def tasks(texts: Sequence[tuple[str, str]], count: int, seed: int) -> Iterator[Prompt]:
-    """Prompts on one to three texts on a topic: half ask for a summary, half ask a question behind them."""
+    """Prompts on one to five texts on a topic: half ask for a summary, half ask a question behind them."""
     known, rng = said_in(PASSAGES), random.Random(seed)
     by_topic: dict[str, list[str]] = {}
     for topic, text in texts:
@@ -132,7 +133,7 @@ def translations(
 ) -> list[Prompt]:
     """Prompts to translate what the target takes for a translation of a sentence of a text."""
     known, rng = said_in(PASSAGES), random.Random(options.seed)
-    chosen = [(topic, rng.choice(SENTENCE.findall(text) or [text])) for topic, text in texts[: options.sentences]]
+    chosen = [(topic, rng.choice(sentences(text) or [text])) for topic, text in texts[: options.sentences]]
     prompts = [ids_of(Prompt("", "", (rng.choice(known["abroad"]).format(said),)), verifier) for _, said in chosen]
     sampling, seed = Sampling(temperature=0.7), options.seed + options.turns + options.passages
     written = replies(verifier, prompts, SENTENCE_TOKENS, options.rows, sampling, seed)
@@ -142,6 +143,11 @@ def translations(
         for n, ((topic, _), said) in enumerate(zip(chosen, abroad, strict=True), start=1)
         if said
     ]
+
+
+def sentences(text: str) -> list[str]:
+    """Those of a text that are neither short nor long."""
+    return [said for said in ENDS.split(text) if len(said) in SENTENCE]
 
 
 def decoded(text: Text, verifier: FullVerifier) -> str:

@@ -73,6 +73,18 @@ def test_options_are_those_of_each_drafter_but_for_the_weights() -> None:
         assert {**part, "weights": "???"} == alone, name
 
 
+@pytest.mark.parametrize("name", ["adapter", "eagle", "eagle3", "medusa", "redrafter"])
+def test_a_tree_is_the_chain_but_for_width_and_nodes(name: str) -> None:
+    chain, tree = (OmegaConf.to_container(composed(f"drafter={name}{kind}").drafter) for kind in ("", "_tree"))
+    assert tree == {**chain, "width": 4, "nodes": 24} != chain
+
+
+@pytest.mark.parametrize(("given", "said"), [("7", "in quotes if a number: 7"), ("[a,b]", "of one trained head")])
+def test_weights_are_one_name(given: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"eagle3: .*{said}"):
+        weights_of(composed("drafter=eagle3", f"drafter.weights={given}"), "eagle3")
+
+
 @pytest.mark.parametrize("given", ["tiny/eagle3", "${target}/eagle3"])
 def test_one_head_by_its_name(given: str, folder: Path) -> None:
     config = composed("drafter=eagle3", "target=tiny", f"drafter.weights={given}")
@@ -90,7 +102,7 @@ def test_an_arm_can_be_left_out() -> None:
 )
 def test_a_target_without_heads_is_an_error_before_it_is_loaded(overrides: list[str]) -> None:
     # A drafter that is made later raises InstantiationException, and so does a target that is not there.
-    told = r"^there are no weights at other/eagle3: .* or one that is shipped: tiny/adapter, tiny/eagle3, "
+    told = r"^(eagle3|trained): there are no weights at other/eagle3: .* or one that is shipped: tiny/adapter, tiny/eagle3, "
     with pytest.raises(FileNotFoundError, match=told):
         build(composed("target=other", *overrides), "trained")
 

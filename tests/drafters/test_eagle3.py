@@ -278,6 +278,8 @@ def test_a_base_goes_on_learning_with_a_part_of_its_vocabulary(target, head, tmp
     kept = torch.isin(head.ids, made.ids)
     for name, weight in head.state_dict().items():
         assert torch.equal(made.state_dict()[name], weight[kept] if name == "lm_head.weight" else weight), name
+    with pytest.raises(ValueError, match="at least 1 token, not 0"):
+        Eagle3Head.fresh(counted, 0, base=tmp_path)
     made.save(tmp_path / "narrow")
     assert Eagle3Head.load(tmp_path / "narrow").ids.tolist() == made.ids.tolist()
 

@@ -229,7 +229,12 @@ def on(device):
 
 
 def test_it_works_where_its_parts_do(target):
-    for parts in ((on("cuda:1"), NgramDrafter()), (NgramDrafter(), on("cuda:1")), (on("cuda:1"), on("cuda"))):
+    for parts in (
+        (on("cuda:1"), NgramDrafter()),
+        (NgramDrafter(), on("cuda:1")),
+        (on("cuda:1"), on("cuda")),
+        (on("cuda"), on("cuda:1")),
+    ):
         hybrid = HybridDrafter(*parts)
         assert device_of(hybrid, torch.device("cpu")) == hybrid.device == torch.device("cuda:1")
     assert device_of(HybridDrafter(on(None), NgramDrafter()), torch.device("cpu")) == torch.device("cpu")

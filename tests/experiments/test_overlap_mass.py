@@ -227,7 +227,7 @@ def test_the_command_writes_figures_and_a_picture(
     found = json.loads(out.read_text())
     assert [(c["layer"], c["trained"]) for c in found["curves"]] == [(1, False), (2, False), (3, False), (2, True)]
     assert set(found["curves"][0]["mass"]) == {str(kappa) for kappa in KAPPAS}
-    assert [hits["drafter_layer"] for hits in found["hits"]] == [2, 3]
+    assert [hits["drafter_layer"] for hits in found["hits"]] == [2, 3] and found["blend_weight"] == 0.6
     arms = {arm["forecast"] for arm in found["hits"][0]["arms"]}
     assert "exit 2 trained + drafter" in arms and "exit 3 raw" in arms and "exit 3 trained" not in arms
     assert set(found["hits"][0]["omega"]) == {"drafter", "exit 2 raw", "exit 2 trained", "exit 3 raw"}

@@ -24,7 +24,7 @@ from experiments.checkpoint import Checkpoints
 from experiments.replies import Text
 from experiments.reply_store import ReplyStore
 from experiments.requests import own, requests
-from experiments.schedule import share
+from experiments.schedule import rate_share
 from experiments.train_data import Batch, Order, learnable
 from experiments.writing import Portion, Writing, portions
 from specdec import Sampling, Tap
@@ -114,11 +114,11 @@ def test_replies_of_one_token_teach_nothing() -> None:
 
 @pytest.mark.parametrize("decay", ["cosine", "linear"])
 def test_the_rate_rises_then_falls_to_zero(decay: str) -> None:
-    rates = [share(step / 1000, 0.1, decay) for step in range(1001)]
+    rates = [rate_share(step / 1000, 0.1, decay) for step in range(1001)]
     assert rates[0] == 0 and rates[50] == pytest.approx(0.5, abs=0.05) and rates[1000] == pytest.approx(0)
     assert rates.index(max(rates)) == 100 and rates[100:] == sorted(rates[100:], reverse=True)
     assert rates[500] == pytest.approx(0.5)
-    assert share(0.0, 0.0, decay) == 1
+    assert rate_share(0.0, 0.0, decay) == 1
 
 
 class TestPrompts:

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import data
 from experiments.requests import own
-from experiments.write_prompts import before_user, main, tasks
+from experiments.write_prompts import before_user, main, sentences, tasks
 from verifiers import FullVerifier
 
 SIZES = shlex.split(
@@ -65,6 +65,12 @@ def test_half_of_the_tasks_ask_a_question_on_one_of_their_texts() -> None:
         held = [text for some in texts.values() for text in some if text in said]
         assert held and set(held) <= set(texts[prompt.source])
         assert number % 2 or prompt.source in said.split("\n\n")[1]
+
+
+def test_sentences_are_whole_and_of_some_length() -> None:
+    long = "word " * 60 + "end."
+    text = f"It grew by 3.5 percent in the year 1999. Too short. {long}\nThey live in the old town hall! Do they"
+    assert sentences(text) == ["It grew by 3.5 percent in the year 1999.", "They live in the old town hall!"]
 
 
 def test_what_stands_before_a_users_words(tiny_model_dir: Path) -> None:
