@@ -47,7 +47,8 @@ def test_tokens_are_plain_decodings(tiny_target, head, shape, channel, forecast,
     assert [result.row(b) for b in range(3)] == [plain.row(b) for b in range(3)]
     assert not result.metrics.faults
     hits = sum(sum(handover.hit) for handover in result.trace.handovers)
-    assert hits or isinstance(forecast, AllAccepted), "a random head is never right to its end"
+    late = isinstance(channel, Thread)  # it may find no time to prepare
+    assert hits or late or isinstance(forecast, AllAccepted), "a random head is never right to its end"
 
 
 def test_a_fresh_draft_reads_the_targets_states(tiny_target, head):
