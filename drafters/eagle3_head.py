@@ -143,8 +143,7 @@ class Eagle3Head(nn.Module):
             layout: "eagle3", as EAGLE, SpecForge, vLLM and SGLang read it; or "speculators".
             target: name of the model that it drafts for.
 
-        Raises:
-            ValueError: another layout.
+        Raises ValueError for another layout.
         """
         if layout not in layouts.LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(layouts.LAYOUTS)}, not {layout!r}")
@@ -211,7 +210,10 @@ class Eagle3Head(nn.Module):
 
     def logits(self, own_BWX: Tensor, target: Network) -> Tensor:
         """See ``FeatureHead``."""
-        logits_BWD = self.lm_head(self.norm(own_BWX))
+        return self.spread(self.lm_head(self.norm(own_BWX)), target)
+
+    def spread(self, logits_BWD: Tensor, target: Network) -> Tensor:
+        """[B, W, V] over the target's ids, -inf for those outside the draft vocabulary."""
         if logits_BWD.shape[-1] == target.vocab_size:
             return logits_BWD
         logits_BWV = logits_BWD.new_full((*logits_BWD.shape[:2], target.vocab_size), -torch.inf)

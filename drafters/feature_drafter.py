@@ -6,6 +6,7 @@ B rows, M = N + 1 places of a window, V target vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
 from specdec.runtime.huggingface import Network
 from specdec.types import Context, Draft
+
+if TYPE_CHECKING:
+    from specdec.runtime.pair import LeanPair
 
 
 class FeatureDrafter(StateDrafter[FeatureHead, FeatureModel]):
@@ -50,7 +54,12 @@ class FeatureDrafter(StateDrafter[FeatureHead, FeatureModel]):
 
     def made(self, target: Network) -> FeatureModel:
         """See ``StateDrafter``."""
-        return self.kind(FeatureNetwork(fitted(self.head, target), target))
+        head = fitted(self.head, target)
+        return self.kind(FeatureNetwork(head, target, self.lean(head, target)))
+
+    def lean(self, head: FeatureHead, target: Network) -> LeanPair | None:
+        """The head's layer in fused kernels, None where there is none such."""
+        return None
 
     def look(self, context: Context, window: Draft) -> Tensor:
         """See ``ModelDrafter``."""

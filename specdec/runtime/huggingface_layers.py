@@ -230,6 +230,6 @@ class RootMeanSquareNorm(nn.RMSNorm):
         return super().forward(x.to(self.weight.dtype))
 
 
-def rms_norm(config: LlamaConfig) -> nn.Module:
+def rms_norm(config: LlamaConfig) -> RootMeanSquareNorm:
     """A norm of the layers' kind."""
     return RootMeanSquareNorm(config.hidden_size, eps=config.rms_norm_eps)

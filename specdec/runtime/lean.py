@@ -24,7 +24,7 @@ class LeanLayer:
     """Weights of one decoder layer, projections that read the same input packed into one.
 
     Attributes:
-        norm, mlp_norm: [hidden], weights of the RMS norms before attention and MLP.
+        norm, mlp_norm: [hidden], weights of the RMS norms before attention and MLP; the first may be None.
         qkv: [(Q + 2H) * E, hidden]; ``qkv_bias`` its bias or None.
         gains: [2, E], norms of query and key heads (Qwen3), or None.
         out: [hidden, Q * E]; ``out_bias`` its bias or None.
@@ -32,7 +32,7 @@ class LeanLayer:
         sliding: size of the sliding window, None where all is seen.
     """
 
-    norm: Tensor
+    norm: Tensor | None
     qkv: Tensor
     qkv_bias: Tensor | None
     gains: Tensor | None
@@ -97,7 +97,7 @@ class LeanNetwork:
         states = {0: x_MX}
         sights = {size: sight.within(size) for size in {layer.sliding for layer in self.layers}}
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True), 1):
-            x_MX = self.layer(layer, x_MX, positions_BW, slots_BW, cache, sights[layer.sliding])
+            x_MX = self.layer(layer, x_MX, x_MX, positions_BW, slots_BW, cache, sights[layer.sliding])
             states[index] = x_MX
             if glance is not None and glance.layer == index:
                 glance.take(x_MX.unflatten(0, (rows, width)))
@@ -122,15 +122,16 @@ class LeanNetwork:
     def layer(
         self,
         layer: LeanLayer,
-        x_MX: Tensor,
+        x_MK: Tensor,
+        stream_MX: Tensor,
         positions_BW: Tensor,
         slots_BW: Tensor,
         cache: tuple[Tensor, Tensor],
         sight: Sight,
     ) -> Tensor:
-        """[M, hidden] after one layer, whose keys and values go to the cache."""
+        """[M, hidden], the stream after a layer that reads ``x_MK``; its keys and values go to the cache."""
         qkv_MX = self.kernels.linear(
-            x_MX, layer.qkv, gain=layer.norm, epsilon=self.epsilon, bias=layer.qkv_bias, overlap=self.overlap
+            x_MK, layer.qkv, gain=layer.norm, epsilon=self.epsilon, bias=layer.qkv_bias, overlap=self.overlap
         )
         q_MX = self.kernels.rotate(
             qkv_MX,
@@ -144,7 +145,9 @@ class LeanNetwork:
             overlap=self.overlap,
         )
         seen_MX = self.kernels.attend(q_MX, *cache, sight, self.scale, overlap=self.overlap)
-        x_MX = self.kernels.linear(seen_MX, layer.out, bias=layer.out_bias, residual_MN=x_MX, overlap=self.overlap)
+        x_MX = self.kernels.linear(
+            seen_MX, layer.out, bias=layer.out_bias, residual_MN=stream_MX, overlap=self.overlap
+        )
         inner_MX = self.kernels.linear(
             x_MX, layer.gate_up, gain=layer.mlp_norm, epsilon=self.epsilon, gated=True, overlap=self.overlap
         )

@@ -119,4 +119,4 @@ def by_weights(network: LeanNetwork, lean: LeanLayer, x_WX: Tensor) -> Tensor:
     heads = (exact.qkv.shape[0] - exact.out.shape[1]) // (2 * size)
     empty = x_WX.new_zeros(2, 1, heads, TOKENS + 1, size)
     sight = Sight(index_1W.new_full((1,), TOKENS), index_1W + 1, torch.zeros_like(index_1W), None)
-    return network.layer(exact, x_WX, index_1W, index_1W, (empty[0], empty[1]), sight.within(exact.sliding))
+    return network.layer(exact, x_WX, x_WX, index_1W, index_1W, (empty[0], empty[1]), sight.within(exact.sliding))
