@@ -86,6 +86,7 @@ def lean_pair(
     return made
 
 
+@torch.inference_mode(False)  # the weights may learn again
 @torch.no_grad()
 def packed_pair(
     layer: PairLayer, norm: nn.RMSNorm, head: nn.Linear, rotary: Rotary, target: Network, lean: LeanNetwork

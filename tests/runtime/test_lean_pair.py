@@ -119,3 +119,4 @@ def test_rounds_are_those_without_it(target, head, make, sampling, monkeypatch):
         rounds = [[(e.accepted, e.committed) for e in result.trace.rounds] for result in (found, expected)]
         assert rounds[0] == rounds[1]
     assert len(ran) > 2, "the proof is one, and it drafts besides"
+    assert not any(weight.is_inference() for weight in head.parameters()), "it can go on learning"
