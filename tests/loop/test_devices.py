@@ -9,7 +9,9 @@ import torch
 from families import FAMILIES
 
 import specdec
-from drafters import EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter
+from drafters import Eagle3Drafter, EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter
+from drafters.eagle3 import fused
+from drafters.eagle3_head import Eagle3Head
 from specdec import Coupled, Ratio, Sampling
 from specdec.noise import Lane, Noise
 from verifiers import FullVerifier
@@ -80,6 +82,21 @@ def test_replayed_rounds_of_every_family_give_the_tokens_of_the_cpu(kind):
         result = specdec.generate(verifier, drafter, ROWS, max_new_tokens=40)
         assert not result.metrics.faults
         assert torch.equal(result.tokens.cpu(), expected.tokens)
+
+
+@pytest.mark.parametrize("shape", [{"length": 4}, {"length": 3, "width": 2, "nodes": 6}], ids=["chain", "tree"])
+def test_an_eagle3_head_in_fused_kernels_drafts_what_its_modules_do(tiny_llama, shape):
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": 97}
+    head, rounds = Eagle3Head(sizes, 32, layers=(1, 2, 3)), []
+    for device, runtime in (("cpu", "eager"), ("cuda", "graphed")):
+        target = FullVerifier(copy.deepcopy(tiny_llama).to(device), runtime=runtime)
+        drafter = Eagle3Drafter(copy.deepcopy(head), **shape)
+        result = specdec.generate(target, drafter, ROWS, max_new_tokens=40)
+        assert not result.metrics.faults
+        rounds.append([(entry.row, entry.accepted, entry.committed) for entry in result.trace.rounds])
+    assert rounds[0] == rounds[1]
+    assert fused(copy.deepcopy(head).cuda(), target.model.network) is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
