@@ -146,8 +146,8 @@ def translations(
 
 
 def sentences(text: str) -> list[str]:
-    """Those of a text that are neither short nor long."""
-    return [said for said in ENDS.split(text) if len(said) in SENTENCE]
+    """Those of a text that come to an end and are neither short nor long."""
+    return [said for said in ENDS.split(text) if len(said) in SENTENCE and said[-1] in ".!?"]
 
 
 def decoded(text: Text, verifier: FullVerifier) -> str:

@@ -5,6 +5,7 @@ B rows, W tokens of one forward, M = B * W, X hidden size, D draft vocabulary.
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass, replace
 
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from specdec.runtime.attention import Window
-from specdec.runtime.fuse import PROBE, ROTARY, lean_layer, tolerance
+from specdec.runtime.fuse import PROBE, ROTARY, STRICT, tolerance
 from specdec.runtime.huggingface import Network
 from specdec.runtime.huggingface_layers import PairLayer, Rotary
-from specdec.runtime.lean import LeanNetwork
+from specdec.runtime.lean import LeanLayer, LeanNetwork
+from specdec.runtime.likeness import REFERENCE, scattered
 from specdec.runtime.sight import Sight
 
 log = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LeanPair:
-    """A ``PairLayer`` of packed weights: ten kernels, where its modules launch more than forty.
+    """A ``PairLayer`` of packed weights: eleven kernels, where its modules launch more than forty.
 
     Attributes:
         network: its attention and MLP as the only layer, the head's norm and LM head.
@@ -71,52 +73,84 @@ class LeanPair:
 def lean_pair(
     layer: PairLayer, norm: nn.RMSNorm, head: nn.Linear, rotary: Rotary, target: Network
 ) -> LeanPair | None:
-    """A layer in fused kernels; None where the target runs without them, or the answer is another one."""
+    """A layer as it is now in fused kernels; None where the target runs without, or the answer is another one.
+
+    Nothing of the modules is changed: they read the prompt, and draft where the kernels do not fit.
+    """
     if target.lean is None or layer.norm_before_residual or rotary.rope_type not in ROTARY:
         return None
-    try:
-        made = packed_pair(layer, norm, head, rotary, target, target.lean)
-        gap = distance(made, layer, rotary)
-    except Exception as error:  # whatever a compiler makes of shapes that it has not met
-        log.warning("the draft head is not run by the fused kernels: %s", error, exc_info=error)
+    if getattr(layer.self_attn.config, "sliding_window", None):
         return None
-    if not gap <= tolerance(target.dtype):  # nor is anything that is no number
-        log.warning("the draft head is not run by the fused kernels: its layer's answer differs by %.2g", gap)
+    try:
+        gap = exact_distance(layer, norm, head, rotary, target.lean)
+        if not gap <= STRICT:  # nor is anything that is no number
+            raise ValueError(f"its answer differs by {gap:.2g} in float32")
+        longest = max(rotary.max_seq_len_cached, target.max_positions or 0)
+        made = packed_pair(layer, norm, head, rotary, target.lean, longest)
+        gap = distance(made, layer, norm, head, rotary)
+        if not gap <= tolerance(head.weight.dtype):
+            raise ValueError(f"its answer differs by {gap:.2g}")
+    except Exception as error:  # whatever a compiler makes of shapes that it has not met
+        log.warning("the draft head is not run by the fused kernels: %s", error)
         return None
     return made
 
 
-@torch.inference_mode(False)  # the weights may learn again
 @torch.no_grad()
 def packed_pair(
-    layer: PairLayer, norm: nn.RMSNorm, head: nn.Linear, rotary: Rotary, target: Network, lean: LeanNetwork
+    layer: PairLayer, norm: nn.RMSNorm, head: nn.Linear, rotary: Rotary, lean: LeanNetwork, longest: int
 ) -> LeanPair:
-    """The weights, packed in place as a target's are."""
-    longest = max(rotary.max_seq_len_cached, target.max_positions or 0)
+    """The weights, those that read the same input side by side in a copy; for so many positions."""
+    attention, mlp, bias = layer.self_attn, layer.mlp, layer.self_attn.q_proj.bias
+    qkv = attention.q_proj, attention.k_proj, attention.v_proj
     where_1S = torch.arange(longest, device=head.weight.device)[None]
     cosines, sines = (table[0].contiguous() for table in rotary(head.weight[:1, None], where_1S))
-    network = replace(
-        lean,
-        layers=(replace(lean_layer(layer, 0), norm=None),),
-        norm=norm.weight.data,
-        head=head.weight.data,
+    packed = LeanLayer(
+        norm=None,
+        qkv=torch.cat([linear.weight for linear in qkv]),
+        qkv_bias=None if bias is None else torch.cat([linear.bias for linear in qkv]),
+        gains=None,
+        out=attention.o_proj.weight.detach(),
+        out_bias=None if attention.o_proj.bias is None else attention.o_proj.bias.detach(),
+        mlp_norm=layer.post_attention_layernorm.weight.detach(),
+        gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
+        down=mlp.down_proj.weight.detach(),
+    )
+    network = LeanNetwork(
+        embed=lean.embed,
+        layers=(packed,),
+        norm=norm.weight.detach(),
+        head=head.weight.detach(),
         cosines=cosines,
         sines=sines,
         epsilon=layer.hidden_norm.eps or 0.0,
-        scale=float(layer.self_attn.scaling),
+        scale=float(attention.scaling),
+        overlap=lean.overlap,
+        kernels=lean.kernels,
     )
-    return LeanPair(network, layer.input_layernorm.weight.data, layer.hidden_norm.weight.data)
+    return LeanPair(network, layer.input_layernorm.weight.detach(), layer.hidden_norm.weight.detach())
+
+
+def exact_distance(
+    layer: PairLayer, norm: nn.RMSNorm, head: nn.Linear, rotary: Rotary, lean: LeanNetwork
+) -> float:
+    """``distance`` in float32 and without kernels, where rounding hides no other activation and no bias."""
+    layer, norm, head = copy.deepcopy(layer).float(), copy.deepcopy(norm).float(), copy.deepcopy(head).float()
+    plain = replace(lean, kernels=REFERENCE, overlap=False)
+    return distance(packed_pair(layer, norm, head, rotary, plain, PROBE), layer, norm, head, rotary)
 
 
 @torch.no_grad()
-def distance(made: LeanPair, layer: PairLayer, rotary: Rotary) -> float:
-    """How far what it adds to a few states is from what the modules add, relative to its size."""
-    weight, heads = made.network.head, layer.self_attn.k_proj.out_features // layer.self_attn.head_dim
-    numbers = torch.arange(2 * PROBE * weight.shape[1], device=weight.device, dtype=torch.float64).sin() * 1e4 % 1
-    embedded_1WX, states_1WX = (numbers.to(weight.dtype) - 0.5).view(2, 1, PROBE, -1).unbind()
+def distance(made: LeanPair, layer: PairLayer, norm: nn.RMSNorm, head: nn.Linear, rotary: Rotary) -> float:
+    """The larger gap of two, relative to their size: what is added to a few states, and what is read out of it."""
+    weight, size = head.weight, layer.self_attn.head_dim
+    embedded_1WX, states_1WX = scattered(2, 1, PROBE, weight.shape[1]).to(weight).unbind()
     where_1W = torch.arange(PROBE, device=weight.device)[None]
     theirs_1WX = layer(embedded_1WX, states_1WX, rotary(states_1WX, where_1W))
-    empty = weight.new_zeros(2, 1, heads, PROBE + 1, layer.self_attn.head_dim)
+    empty = weight.new_zeros(2, 1, layer.self_attn.k_proj.out_features // size, PROBE + 1, size)
     sight = Sight(where_1W.new_full((1,), PROBE), where_1W + 1, torch.zeros_like(where_1W), None)
     ours_1WX = made.over(embedded_1WX, states_1WX, where_1W, where_1W, (empty[0], empty[1]), sight)
-    return float((ours_1WX - theirs_1WX).float().norm() / (theirs_1WX - states_1WX).float().norm())
+    logits_1WD = head(norm(theirs_1WX))
+    made_of = (ours_1WX - theirs_1WX).float().norm() / (theirs_1WX - states_1WX).float().norm()
+    said = (made.read_out(theirs_1WX) - logits_1WD).float().norm() / logits_1WD.float().norm()
+    return float(torch.stack([made_of, said]).max())  # a gap that is no number is the largest
