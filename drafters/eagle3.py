@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import torch
 
 from drafters.confidence import Confidence
 from drafters.eagle3_head import Eagle3Head
-from drafters.feature import FeatureHead
 from drafters.feature_drafter import FeatureDrafter
 from drafters.static_tree import StaticTree
-from specdec.runtime.huggingface import Network
-
-if TYPE_CHECKING:
-    from specdec.runtime.pair import LeanPair
 
 
 class Eagle3Drafter(FeatureDrafter):
@@ -43,16 +37,3 @@ class Eagle3Drafter(FeatureDrafter):
     ) -> None:
         head = weights if isinstance(weights, Eagle3Head) else Eagle3Head.load(weights)
         super().__init__(head, length, width, nodes, tree, confidence, device)
-
-    def lean(self, head: FeatureHead, target: Network) -> LeanPair | None:
-        """See ``FeatureDrafter``."""
-        return fused(cast(Eagle3Head, head), target)
-
-
-def fused(head: Eagle3Head, target: Network) -> LeanPair | None:
-    """A head's layer in fused kernels; None where its target is not run by such, or they do not fit."""
-    if target.lean is None:
-        return None
-    from specdec.runtime.pair import lean_pair  # not above: where there is no GPU, its compiler may be missing
-
-    return lean_pair(head.midlayer, head.norm, head.lm_head, head.rotary, target)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from drafters import eagle3_layouts as layouts
 from drafters.checkpoint import FILES, Tensors, fill, read, write
-from drafters.fitting import LAYERS, check_sizes, made_for
+from drafters.feature import PairReader
+from drafters.fitting import LAYERS, check_sizes
 from drafters.trainable import FrozenTarget
 from drafters.unrolled import Read, at, begun, laws, mean_loss, places, unrolled
 from specdec.runtime.huggingface import Network
-from specdec.runtime.huggingface_layers import PairLayer, Rotary, layer_config, rms_norm, rotary_before
+from specdec.runtime.huggingface_layers import PairLayer, Rotary, layer_config, rms_norm
 from specdec.types import Tap
 
 STEPS, DECAY = 7, 0.8  # of the training-time test, and the weight of a step over that of the one before
@@ -83,10 +84,10 @@ class Eagle3Head(nn.Module):
             target: what it is for.
             vocabulary: D, of the most frequent tokens at most so many; None takes all.
             layers: see the class; a base has its own.
-            base: a directory or file of a trained head to go on from, with a part of its vocabulary. None begins
-                with nothing.
+            base: a trained head to go on from, with a part of its vocabulary; None begins with nothing.
 
-        Raises what ``load``, ``check`` and ``FrozenTarget.frequent`` do.
+        Raises:
+            FileNotFoundError, ValueError: see ``load``, ``check`` and ``FrozenTarget.frequent``.
         """
         if base is not None:
             made = Eagle3Head.load(base).to(torch.float32)
@@ -139,27 +140,19 @@ class Eagle3Head(nn.Module):
         """Write a directory that other programs can read.
 
         Args:
-            path: of the directory.
+            path: a directory.
             layout: "eagle3", as EAGLE, SpecForge, vLLM and SGLang read it; or "speculators".
             target: name of the model that it drafts for.
 
-        Raises ValueError for another layout.
+        Raises:
+            ValueError: another layout.
         """
         if layout not in layouts.LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(layouts.LAYOUTS)}, not {layout!r}")
-        sizes = {name: getattr(self.config, name) for name in layouts.SIZES} | rotary_before(self.config)
-        sizes |= {"vocab_size": self.vocab_size, "num_hidden_layers": 1, "tie_word_embeddings": False}
-        config = layouts.described(sizes, layout, target) | {
-            "draft_vocab_size": len(self.ids),
-            "target_hidden_size": self.target_hidden,
-            "norm_before_residual": self.midlayer.norm_before_residual,
-            "torch_dtype": str(self.fc.weight.dtype).removeprefix("torch."),
+        weights: dict[str, Tensor] = {
+            name.replace(layouts.OWN, layouts.LAYOUTS[layout]): weight for name, weight in self.named_parameters()
         }
-        if self.layers is not None:
-            config |= layouts.numbered(self.layers)
-        config |= made_for(vars(self.config)) | self._facts()
-        prefix = layouts.LAYOUTS[layout]
-        weights = {name.replace(layouts.OWN, prefix): weight.data for name, weight in self.named_parameters()}
+        config = layouts.config_of(self, layout, target) | self._facts()
         write(path, FILES[0], weights | layouts.mapping(self.ids.cpu(), self.vocab_size), config)
 
     def _facts(self) -> dict[str, Any]:
@@ -195,8 +188,7 @@ class Eagle3Head(nn.Module):
 
     def feature(self, states: Mapping[Tap, Tensor], target: Network) -> Tensor:
         """See ``FeatureHead``."""
-        side_by_side = torch.cat([states[tap] for tap in self.taps(target.depth)], -1)
-        return self.fc(side_by_side.to(self.fc.weight.dtype))
+        return self.fc(torch.cat([states[tap] for tap in self.taps(target.depth)], -1).to(self.fc.weight.dtype))
 
     def read(
         self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Network, **attention: Any
@@ -212,6 +204,12 @@ class Eagle3Head(nn.Module):
         """See ``FeatureHead``."""
         return self.spread(self.lm_head(self.norm(own_BWX)), target)
 
+    def fused(self, target: Network) -> PairReader | None:
+        """See ``FeatureHead``."""
+        from drafters.eagle3_fused import fused  # where there is no GPU, their compiler may be missing
+
+        return fused(self, target)
+
     def spread(self, logits_BWD: Tensor, target: Network) -> Tensor:
         """[B, W, V] over the target's ids, -inf for those outside the draft vocabulary."""
         if logits_BWD.shape[-1] == target.vocab_size:
@@ -222,7 +220,10 @@ class Eagle3Head(nn.Module):
     def losses(
         self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Network
     ) -> dict[str, Tensor]:
-        """See ``Trainable``. By step of the training-time test, its soft cross-entropy times 0.8^step."""
+        """By step of the training-time test, its soft cross-entropy times 0.8 to the power of its number.
+
+        Takes the arguments of ``Trainable.losses``.
+        """
         # Pair t is that of token t + 1, and says the token behind it: the target's law of place t + 1.
         place_P = places(wanted_BS[:, 1:])
         law_PD, known_P = laws(target, at(states[Tap(target.depth)][:, 1:], place_P), self.ids)
@@ -230,9 +231,8 @@ class Eagle3Head(nn.Module):
         losses = {}
         for step, own_BTX in enumerate(unrolled(self.reading(tokens_BS[:, 1:], target), feature_BTX, STEPS)):
             taught_P = at(begun(wanted_BS[:, :-1], step), place_P) & known_P
-            losses[f"step {step + 1}"] = DECAY**step * mean_loss(
-                self._said(at(own_BTX, place_P)), law_PD, taught_P
-            )
+            said_PD = self._said(at(own_BTX, place_P))
+            losses[f"step {step + 1}"] = DECAY**step * mean_loss(said_PD, law_PD, taught_P)
         return losses
 
     def reading(self, tokens_BW: Tensor, target: Network) -> Read:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from drafters.checkpoint import Tensors
 from drafters.fitting import made_for
+from specdec.runtime.huggingface_layers import rotary_before
 
 OWN, PLAIN = "midlayer.", "layers.0."  # what the layer is called: by EAGLE and SpecForge, and by all others
 LAYOUTS = {"eagle3": OWN, "speculators": PLAIN}
@@ -85,6 +86,19 @@ def described(sizes: Mapping[str, Any], layout: str, target: str) -> dict[str, A
             "verifier": {"name_or_path": target, "architectures": []},
         },
     }
+
+
+def config_of(head: Any, layout: str, target: str) -> dict[str, Any]:
+    """``config.json`` of a head in a layout, for a target of some name."""
+    sizes = {name: getattr(head.config, name) for name in SIZES} | rotary_before(head.config)
+    sizes |= {"vocab_size": head.vocab_size, "num_hidden_layers": 1, "tie_word_embeddings": False}
+    config = described(sizes, layout, target) | {
+        "draft_vocab_size": len(head.ids),
+        "target_hidden_size": head.target_hidden,
+        "norm_before_residual": head.midlayer.norm_before_residual,
+        "torch_dtype": str(head.fc.weight.dtype).removeprefix("torch."),
+    }
+    return config | ({} if head.layers is None else numbered(head.layers)) | made_for(vars(head.config))
 
 
 def mapping(ids_D: Tensor, vocabulary: int) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ B rows, S token slots, W tokens of one forward, N nodes, K tapped tokens, X hidd
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +15,15 @@ from torch.nn.functional import pad
 from drafters.fitting import same_target
 from drafters.state_drafter import StateHead, StateModel
 from specdec import tree
-from specdec.runtime.attention import Window
 from specdec.runtime.feed import Feed, Hanging
 from specdec.runtime.huggingface import Network
 from specdec.runtime.model import Scores
 from specdec.runtime.readout import Glance
 from specdec.types import Advice, Tap
 
-if TYPE_CHECKING:
-    from specdec.runtime.pair import LeanPair
 
-
-class FeatureHead(StateHead, Protocol):
-    """A module that reads pairs: a token, and a feature of what lies before it."""
+class PairReader(Protocol):
+    """Reads pairs: a token, and a feature of what lies before it."""
 
     def read(
         self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, target: Network, **attention: Any
@@ -40,33 +36,24 @@ class FeatureHead(StateHead, Protocol):
         ...
 
 
+class FeatureHead(StateHead, PairReader, Protocol):
+    """A module that reads pairs. One that can do so in its target's fused kernels as well also has
+    ``fused(target)``: what does, None where that target has none or they do not fit."""
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureNetwork:
     """A head and what it borrows of its target, as a cached model sees it.
 
     Attributes:
         head, target: the two.
-        lean: the head's layer in fused kernels, None where it has none.
+        fused: reads in place of the head where the attention is told what is seen in few words; None: the head.
     """
 
     head: FeatureHead
     target: Network
-    lean: LeanPair | None = None
+    fused: PairReader | None = None
     max_positions = None  # its positions are relative
-
-    def read(self, tokens_BW: Tensor, features_BWX: Tensor, positions_BW: Tensor, window: Window) -> Tensor:
-        """[B, W, X]: what the head makes of each pair."""
-        if self.lean is None or window.sight is None:
-            return self.head.read(tokens_BW, features_BWX, positions_BW, self.target, window=window)
-        embedded_BWX = cast(Any, self.head).embedded(tokens_BW, self.target)
-        return self.lean(embedded_BWX, features_BWX, positions_BW, window)
-
-    def logits(self, own_BWX: Tensor) -> Tensor:
-        """[B, W, V] from what it made."""
-        if self.lean is None:
-            return self.head.logits(own_BWX, self.target)
-        spread: Tensor = cast(Any, self.head).spread(self.lean.read_out(own_BWX), self.target)
-        return spread
 
     @property
     def brief(self) -> bool:
@@ -175,11 +162,12 @@ class FeatureModel(StateModel):
         self.memory.cache.grow(what.span)
         window, network = what.window(self.memory.cache), self._head
         feature_BWX = self._features(what)
-        own_BWX = network.read(what.tokens, feature_BWX, what.positions, window)
+        reader = network.fused if network.fused is not None and window.sight is not None else network.head
+        own_BWX = reader.read(what.tokens, feature_BWX, what.positions, network.target, window=window)
         if self.in_turn:
             row_B1 = torch.arange(len(window.slots), device=window.slots.device)[:, None]
             self._made[row_B1, window.slots] = own_BWX
-        return Scores(network.logits(own_BWX[:, -keep:]))
+        return Scores(reader.logits(own_BWX[:, -keep:], network.target))
 
     def _features(self, what: Feed) -> Tensor:
         """[B, W, X]: the target's behind committed tokens, others behind nodes."""

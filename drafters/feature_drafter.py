@@ -6,7 +6,6 @@ B rows, M = N + 1 places of a window, V target vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,9 +20,6 @@ from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
 from specdec.runtime.huggingface import Network
 from specdec.types import Context, Draft
-
-if TYPE_CHECKING:
-    from specdec.runtime.pair import LeanPair
 
 
 class FeatureDrafter(StateDrafter[FeatureHead, FeatureModel]):
@@ -55,11 +51,8 @@ class FeatureDrafter(StateDrafter[FeatureHead, FeatureModel]):
     def made(self, target: Network) -> FeatureModel:
         """See ``StateDrafter``."""
         head = fitted(self.head, target)
-        return self.kind(FeatureNetwork(head, target, self.lean(head, target)))
-
-    def lean(self, head: FeatureHead, target: Network) -> LeanPair | None:
-        """The head's layer in fused kernels, None where there is none such."""
-        return None
+        fused = None if target.lean is None else getattr(head, "fused", None)
+        return self.kind(FeatureNetwork(head, target, None if fused is None else fused(target)))
 
     def look(self, context: Context, window: Draft) -> Tensor:
         """See ``ModelDrafter``."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from drafters.eagle3 import fused
-from drafters.feature import FeatureHead
 from drafters.feature_drafter import FeatureDrafter
 from drafters.pace import Pace
 from drafters.roots import Roots, fit
@@ -20,11 +18,7 @@ from drafters.stream_rollout import streamed
 from drafters.window import check_length
 from specdec.hypotheses import Hypotheses
 from specdec.noise import Noise
-from specdec.runtime.huggingface import Network
 from specdec.types import Context, Draft
-
-if TYPE_CHECKING:
-    from specdec.runtime.pair import LeanPair
 
 
 class StreamDrafter(FeatureDrafter):
@@ -71,10 +65,6 @@ class StreamDrafter(FeatureDrafter):
         if not isinstance(candidates, int) or not 1 <= candidates <= known:
             raise ValueError(f"candidates must be from 1 to {known} for this head, not {candidates!r}")
         self.pace = Pace(length, steps, streams, candidates)
-
-    def lean(self, head: FeatureHead, target: Network) -> LeanPair | None:
-        """See ``FeatureDrafter``."""
-        return fused(cast(StreamHead, head), target)
 
     @property
     def identity(self) -> object:

@@ -94,7 +94,7 @@ def test_an_eagle3_head_in_fused_kernels_drafts_what_its_modules_do(tiny_llama, 
         result = specdec.generate(target, drafter, ROWS, max_new_tokens=40)
         assert not result.metrics.faults
         rounds.append([(entry.row, entry.accepted, entry.committed) for entry in result.trace.rounds])
-    assert rounds[0] == rounds[1] and drafter.model.network.lean is not None
+    assert rounds[0] == rounds[1] and drafter.model.network.fused is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

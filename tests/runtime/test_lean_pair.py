@@ -12,7 +12,6 @@ from torch import nn
 
 import specdec
 from drafters import Eagle3Drafter, StreamDrafter
-from drafters.eagle3 import fused
 from drafters.eagle3_head import Eagle3Head
 from drafters.stream_head import StreamHead
 from specdec import Sampling
@@ -74,9 +73,9 @@ def head():
 
 def test_the_layer_is_that_of_the_modules(target, head):
     before = {name: weight.data_ptr() for name, weight in head.state_dict().items()}
-    made = fused(head, target.model.network)
+    made = head.fused(target.model.network)
     assert made is not None
-    assert pair.distance(made, head.midlayer, head.norm, head.lm_head, head.rotary) < 1e-5
+    assert pair.distance(made.pair, head.midlayer, head.norm, head.lm_head, head.rotary) < 1e-5
     assert all(weight.data_ptr() == before[name] for name, weight in head.state_dict().items()), "it is as it was"
 
 
@@ -84,22 +83,22 @@ def test_the_layer_is_that_of_the_modules(target, head):
 def test_what_differs_is_not_fused(target, head, dtype, caplog):
     network, lean = target.model.network, target.model.network.lean
     head.to(dtype).midlayer.norm_before_residual = True
-    assert fused(head, network) is None
+    assert head.fused(network) is None
     head.midlayer.norm_before_residual = False
-    assert fused(head, network) is not None
+    assert head.fused(network) is not None
     plain, wide = head.midlayer.mlp.act_fn, nn.Linear(32, 48, dtype=dtype)
     for other in (nn.ReLU(), nn.GELU()):
         head.midlayer.mlp.act_fn = other
-        assert fused(head, network) is None and "in float32" in caplog.text
+        assert head.fused(network) is None and "in float32" in caplog.text
         caplog.clear()
     head.midlayer.mlp.act_fn = plain
     head.midlayer.mlp.gate_proj = wide
-    assert fused(head, network) is None and "in float32" in caplog.text
+    assert head.fused(network) is None and "in float32" in caplog.text
     head.midlayer.mlp.gate_proj = nn.Linear(32, 48, bias=False, dtype=dtype)
     network.lean = replace(lean, kernels=replace(REFERENCE, attend=lambda *what, overlap: 1 / 0))
-    assert fused(head, network) is None and "division by zero" in caplog.text
+    assert head.fused(network) is None and "division by zero" in caplog.text
     network.lean = None
-    assert fused(head, network) is None
+    assert head.fused(network) is None
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7)], ids=["greedy", "warm"])
@@ -142,5 +141,5 @@ def in_inference_mode(head):
 def test_heads_that_are_copied_or_cannot_learn_draft_too(target, head, given):
     drafter = Eagle3Drafter(given(head), length=3)
     result = specdec.generate(target, drafter, random_prompt(7, 1), 16)
-    assert drafter.model.network.lean is not None
+    assert drafter.model.network.fused is not None
     assert result.metrics.drafted_tokens > 16 and not result.metrics.faults
