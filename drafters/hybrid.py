@@ -87,8 +87,6 @@ class HybridDrafter:
 
     def draft(self, context: Context, noise: Noise) -> Draft:
         """The first one's proposal for every row that has one, else the second one's."""
-        if not self.static:  # then nobody records it, and the host may look
-            context = replace(context, static=False)
         told = [*self._untold, context.advice]
         if not context.static:  # a recording that found advice here would repeat it for ever
             self._untold = told

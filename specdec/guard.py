@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from inspect import unwrap
 from typing import Any, cast
 
@@ -81,7 +82,9 @@ class Guarded:
         return ""
 
     def draft(self, context: Context, noise: Noise) -> Draft:
-        return self._kept(context, lambda: self._drafter.draft(context, noise))
+        # Whoever cannot be recorded may look at the rows.
+        asked = replace(context, static=context.static and self.static)
+        return self._kept(context, lambda: self._drafter.draft(asked, noise))
 
     def resume(self, context: Context, window: Draft, own_BMV: Tensor, noise: Noise) -> Draft:
         drafter: Any = self._drafter
