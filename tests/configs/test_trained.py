@@ -73,10 +73,11 @@ def test_options_are_those_of_each_drafter_but_for_the_weights() -> None:
         assert {**part, "weights": "???"} == alone, name
 
 
-@pytest.mark.parametrize("name", ["adapter", "eagle", "eagle3", "medusa", "redrafter"])
+@pytest.mark.parametrize("name", ["adapter", "eagle", "eagle3", "early_exit", "medusa", "model", "redrafter"])
 def test_a_tree_is_the_chain_but_for_width_and_nodes(name: str) -> None:
     chain, tree = (OmegaConf.to_container(composed(f"drafter={name}{kind}").drafter) for kind in ("", "_tree"))
-    assert tree == {**chain, "width": 4, "nodes": 24} != chain
+    width, nodes = (3, 12) if name == "early_exit" else (4, 24)
+    assert tree == {**chain, "width": width, "nodes": nodes} != chain
 
 
 @pytest.mark.parametrize(("given", "said"), [("7", "in quotes if a number: 7"), ("[a,b]", "of one trained head")])
