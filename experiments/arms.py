@@ -126,7 +126,7 @@ class HuggingFaceArm:
         tokens_1S = torch.tensor([prompt], device=self.verifier.device)
         torch.manual_seed(seed)
         trace = Trace()
-        with torch.inference_mode(), trace.running({"target": module}):
+        with torch.inference_mode(), trace.running({"target": (module,)}):
             whole_1S = module.generate(
                 tokens_1S, attention_mask=torch.ones_like(tokens_1S), **self._options(decoding)
             )

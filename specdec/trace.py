@@ -20,7 +20,7 @@ from specdec.runtime.mail import Mail
 log = logging.getLogger(__name__)
 
 Clock = Callable[[], Any]  # seconds, or what a device's clock makes seconds of
-Networks = Mapping[str, nn.Module | Sequence[nn.Module]]  # by the lane on which their forwards are timed
+Networks = Mapping[str, Sequence[nn.Module]]  # by the lane on which their forwards are timed
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ class Trace:
     def running(self, networks: Networks) -> Iterator[None]:
         """The whole generation: its start and end, and a span on a lane for every forward of its networks."""
         with ExitStack() as stack:
-            for lane, network in networks.items():
-                for one in (network,) if isinstance(network, nn.Module) else network:
-                    stack.enter_context(self._watching(one, lane))
+            for lane, modules in networks.items():
+                for module in modules:
+                    stack.enter_context(self._watching(module, lane))
             start = self.clock()
             try:
                 yield

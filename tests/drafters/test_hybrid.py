@@ -42,7 +42,7 @@ def head():
     return made
 
 
-class Asked(Eagle3Drafter):
+class Noting:
     """Remembers what it drafted, and behind which tokens."""
 
     def begin(self, target, seq):
@@ -53,6 +53,10 @@ class Asked(Eagle3Drafter):
         made = super().draft(context, noise)
         self.drafts.append((context, made))
         return made
+
+
+class Asked(Noting, Eagle3Drafter):
+    """The second one."""
 
 
 class Beside(HybridDrafter):
@@ -82,17 +86,8 @@ def test_the_second_drafts_as_if_it_had_been_asked_in_every_round(target, head, 
         assert draft.laws is None or torch.allclose(draft.laws, same.laws, atol=1e-5)
 
 
-class Noted(HybridDrafter):
-    """Remembers what it drafted, and behind which tokens."""
-
-    def begin(self, target, seq):
-        super().begin(target, seq)
-        self.drafts = []
-
-    def draft(self, context, noise):
-        made = super().draft(context, noise)
-        self.drafts.append((context, made))
-        return made
+class Noted(Noting, HybridDrafter):
+    """Both."""
 
 
 def nodes(draft, row):

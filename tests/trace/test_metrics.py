@@ -108,7 +108,7 @@ def test_rows_that_have_ended_are_not_recorded():
 
 def test_spans_come_from_forwards():
     trace, network, several = Trace(clock=iter(range(100)).__next__), torch.nn.Linear(2, 2), torch.nn.ReLU()
-    with trace.running({"target": network, "drafter.model": (several, torch.nn.Tanh()), "link.draft": ()}):
+    with trace.running({"target": (network,), "drafter.model": (several, torch.nn.Tanh()), "link.draft": ()}):
         network(torch.zeros(1, 2))
         several(torch.zeros(1, 2))
         network(torch.zeros(1, 2))
