@@ -215,7 +215,7 @@ class Eagle3Head(nn.Module):
         if logits_BWD.shape[-1] == target.vocab_size:
             return logits_BWD
         logits_BWV = logits_BWD.new_full((*logits_BWD.shape[:2], target.vocab_size), -torch.inf)
-        return logits_BWV.index_copy(2, self.ids, logits_BWD)
+        return logits_BWV.index_copy_(2, self.ids, logits_BWD)
 
     def losses(
         self, states: Mapping[Tap, Tensor], tokens_BS: Tensor, wanted_BS: Tensor, target: Network

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from drafters.fitting import same_target
 from drafters.state_drafter import StateHead, StateModel
 from specdec import tree
+from specdec.kernels import here
 from specdec.runtime.feed import Feed, Hanging
 from specdec.runtime.huggingface import Network
 from specdec.runtime.model import Scores
@@ -118,11 +119,7 @@ class FeatureModel(StateModel):
             return
         self._told = True
         feature_BKX = self._head.head.feature(advice.states, self._head.target)
-        real_BK = advice.positions >= 0
-        place_BK = torch.where(real_BK, advice.positions, self.memory.cache.trash)
-        row_B1 = torch.arange(len(place_BK), device=place_BK.device)[:, None]
-        self._given[row_B1, place_BK] = torch.where(real_BK[..., None], feature_BKX, 0)
-        self.memory.lengths.copy_(torch.minimum(self.memory.lengths, place_BK.amin(1)))
+        put(self._given, advice.positions, feature_BKX, self.memory.lengths)
 
     def advance(
         self,
@@ -165,15 +162,18 @@ class FeatureModel(StateModel):
         reader = network.fused if network.fused is not None and window.sight is not None else network.head
         own_BWX = reader.read(what.tokens, feature_BWX, what.positions, network.target, window=window)
         if self.in_turn:
-            row_B1 = torch.arange(len(window.slots), device=window.slots.device)[:, None]
-            self._made[row_B1, window.slots] = own_BWX
+            put(self._made, what.slots, own_BWX)
         return Scores(reader.logits(own_BWX[:, -keep:], network.target))
 
     def _features(self, what: Feed) -> Tensor:
         """[B, W, X]: the target's behind committed tokens, others behind nodes."""
         hanging: Any = self._hanging
         self._fit()
-        slot_BW = torch.where(what.slots >= 0, what.slots, self.memory.cache.trash)
+        if self.in_turn and here(what.slots):
+            from specdec.kernels.states import features
+
+            return features(self._given, self._made, what.slots, hanging.lengths, hanging.parents)
+        slot_BW = what.slots.clamp(min=0)  # of padding it does not matter
         given_BWX = along(self._given, slot_BW)
         if hanging.size == 0:
             return given_BWX
@@ -205,3 +205,18 @@ def paired(lengths_B: Tensor) -> Tensor:
 def along(states_BSX: Tensor, place_BW: Tensor) -> Tensor:
     """[B, W, X] of [B, S, X], in one gather."""
     return states_BSX.gather(1, place_BW[..., None].expand(-1, -1, states_BSX.shape[2]))
+
+
+def put(table_BSX: Tensor, place_BK: Tensor, state_BKX: Tensor, lowest_B: Tensor | None = None) -> None:
+    """Write states to places of a table, -1 is none; ``lowest_B`` is lowered to the lowest place of each row."""
+    if here(table_BSX):
+        from specdec.kernels import states
+
+        states.put(table_BSX, place_BK, state_BKX, lowest_B)
+        return
+    row_B1 = torch.arange(len(place_BK), device=place_BK.device)[:, None]
+    # At -1 lies the last place, where a cache keeps what padding writes.
+    table_BSX[row_B1, place_BK] = torch.where(place_BK[..., None] >= 0, state_BKX, 0).to(table_BSX.dtype)
+    if lowest_B is not None:
+        place_BK = torch.where(place_BK >= 0, place_BK, table_BSX.shape[1])
+        lowest_B.copy_(torch.minimum(lowest_B, place_BK.amin(1)))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from drafters.window import check_length
+from specdec.kernels import here
 from specdec.noise import Noise
 from specdec.protocols import Verifier
 from specdec.sequences import Sequences
@@ -57,6 +58,10 @@ class NgramDrafter:
 
 def latest_match(tokens_BS: Tensor, lengths_B: Tensor, shortest: int, longest: int) -> Tensor:
     """int64 [B]: last slot of the latest earlier occurrence of the longest suffix that has one, -1 for none."""
+    if here(tokens_BS):
+        from specdec.kernels import choice
+
+        return choice.latest_match(tokens_BS, lengths_B, shortest, longest)
     slot_S = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
     last_B1 = lengths_B[:, None] - 1
     end_B = torch.full_like(lengths_B, -1)

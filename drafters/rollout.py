@@ -69,12 +69,12 @@ def chain(
     laws: list[Tensor] = []
     while len(tokens) < length:
         if sampling.greedy:  # chosen, not drawn
-            own_BXV = sampling.scores(logits_BXV, seen_BXV)
-            token_BX = own_BXV.argmax(-1)
+            token_BX = sampling.choice(logits_BXV, seen_BXV)
+            law_BXV = None if confidence is None else sampling.scores(logits_BXV, seen_BXV).softmax(-1)
         else:
-            own_BXV = sampling.law(logits_BXV, seen_BXV)
-            token_BX = noise.propose(own_BXV, roots.lengths, len(tokens))
-            laws.append(own_BXV)
+            law_BXV = sampling.law(logits_BXV, seen_BXV)
+            token_BX = noise.propose(law_BXV, roots.lengths, len(tokens))
+            laws.append(law_BXV)
         streamed = streams(token_BX, min(streams.tokens_per_step, length - len(tokens)) - 1)
         step = [token_BX, *streamed]
         tokens += step
@@ -82,9 +82,9 @@ def chain(
             laws += [torch.zeros_like(laws[-1]).scatter_(2, known_BX[..., None], 1) for known_BX in streamed]
         if seen_BXV is not None:
             seen_BXV = seen_BXV.scatter(2, torch.stack(step, -1), True)
-        if confidence is not None:
+        if confidence is not None and law_BXV is not None:
             counts_BX = counts_BX + going_BX
-            going_BX = going_BX & confidence(own_BXV.softmax(-1) if sampling.greedy else own_BXV, token_BX)
+            going_BX = going_BX & confidence(law_BXV, token_BX)
             if not (roots.static or bool(going_BX.any())):
                 break
         if len(tokens) < length:
@@ -107,7 +107,7 @@ def _read(
     """Read the tokens of a step, [B, X] each, behind nodes ``above_BX``: logits [B, X, V] after the last ones, and
     where those stand. All first tokens lie before all second ones."""
     size, width = len(step), above_BX.shape[1]
-    place_BY = fed + torch.arange(size * width, device=above_BX.device).expand(len(above_BX), -1)
+    place_BY = torch.arange(fed, fed + size * width, device=above_BX.device).expand(len(above_BX), -1)
     parents = [above_BX, *place_BY.split(width, 1)[:-1]]
     # The head runs on all of them: so it does where streams are trained, each on a state of its own.
     logits_BYV = model.grow(_side_by_side(step), _side_by_side(parents), chain=single)

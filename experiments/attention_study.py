@@ -84,7 +84,7 @@ def sight_of(context: int, parents: Sequence[int], reach_NN: Tensor, device: tor
 
 def ours(what: Case) -> Callable[[], Tensor]:
     """The kernel of the runtime, in the order of positions."""
-    from specdec.runtime.kernels.attention import attend
+    from specdec.kernels.attention import attend
 
     q_WX = what.query[0].transpose(0, 1).reshape(what.query.shape[2], -1)
     return lambda: by_heads(attend(q_WX, what.keys, what.values, what.sight, SIZE**-0.5, overlap=True), what)

@@ -101,8 +101,8 @@ def pipeline(
         partner = Partner(link, trace, channel.patience)
         partner.open(opening(seq, verifier, accept, seed), verifier.device)
         verifier.begin(seq, partner.wants, forecast.exit)
-        accept = Overheard(accept, partner.weigh)
-        return pipelined(seq, partner, verifier, accept, noise_for(seq, seed, accept), trace, stage)
+        heard = cast(Verifier, Overheard(verifier, partner.weigh))
+        return pipelined(seq, partner, heard, accept, noise_for(seq, seed, accept), trace, stage)
 
 
 def together(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from specdec import tree
 from specdec.hypotheses import Hypotheses
+from specdec.kernels import here
 from specdec.noise import Noise
 from specdec.protocols import BranchingDrafter, Drafter, Verifier
 from specdec.report import FAULTS
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # How far a law's sum may be from 1: a float32 softmax over a large vocabulary stays within 1e-5.
 TOLERANCE = 1e-4
+# Larger trees are admitted operation by operation: one kernel counts siblings in a square of the nodes.
+MOST_NODES = 256
 
 
 class Guarded:
@@ -136,6 +139,8 @@ def admit(draft: Draft, lengths_B: Tensor, room_B: Tensor, vocabulary: int) -> t
         return Draft.empty(lengths_B), torch.zeros(
             len(lengths_B), len(FAULTS), dtype=torch.bool, device=lengths_B.device
         )
+    if draft.laws is None and draft.size <= MOST_NODES and here(draft.tokens):
+        return _admitted(draft, lengths_B, room_B, vocabulary)
     faults = unsound(draft, lengths_B, vocabulary)
     sound_B1 = ~torch.stack(faults, 1).any(1, keepdim=True)
     kept_BN = sound_B1 & (draft.parents != tree.PAD) & (draft.depths < room_B[:, None])
@@ -149,6 +154,16 @@ def admit(draft: Draft, lengths_B: Tensor, room_B: Tensor, vocabulary: int) -> t
     # Padding takes a legal token, so that the target can embed it.
     admitted = Draft(torch.where(kept_BN, draft.tokens, 0), parents_BN, lengths_B, laws_BNV, draft.fanout)
     return admitted, torch.stack([*faults, false_B], 1)
+
+
+def _admitted(draft: Draft, lengths_B: Tensor, room_B: Tensor, vocabulary: int) -> tuple[Draft, Tensor]:
+    """``admit`` in one kernel."""
+    from specdec.kernels.drafts import admitted
+
+    kept = admitted(
+        draft.tokens, draft.parents, draft.base, lengths_B, room_B, vocabulary, draft.fanout, len(FAULTS)
+    )
+    return Draft(kept.tokens, kept.parents, lengths_B, fanout=draft.fanout).of_depths(kept.depths), kept.faults
 
 
 def check_shapes(draft: Draft, rows: int, device: torch.device, vocabulary: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from specdec.acceptance.follow import follow
 from specdec.exit import Hint
 from specdec.guard import admit
 from specdec.noise import Noise
@@ -27,7 +28,10 @@ def verify(
     """Score the draft, decide, commit; ``hint`` sees the early exit on the way."""
     draft, faults = admit(draft, seq.lengths, seq.room, verifier.vocab_size)
     evidence = verifier.score(seq, draft, hint)
-    verdict = accept(draft, evidence.laws(), noise)
+    if seq.sampling.greedy and accept.lossless:  # all such rules are one, and ask for no law
+        verdict = follow(draft, evidence.choices())
+    else:
+        verdict = accept(draft, evidence.laws(), noise)
     after = verifier.commit(seq, draft, verdict)
     return Turn(after, evidence.along(verdict), evidence.early, report(seq, after, draft, verdict, faults))
 

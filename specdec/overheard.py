@@ -1,49 +1,35 @@
-"""An acceptance rule with a listener.
-
-B rows, M = N + 1 (the last committed token, then the nodes), V vocabulary.
-"""
+"""A target with a listener."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
-
-from specdec.noise import Noise
-from specdec.protocols import AcceptanceRule
+from specdec.protocols import Evidence, Verifier
+from specdec.sequences import Sequences
 from specdec.types import Draft, Verdict
 
 
-@dataclass(frozen=True)
 class Overheard:
-    """Decides as its rule does, and lets a listener see the target's law beside the verdict.
+    """Does what its verifier does, and lets a listener see the evidence beside the verdict.
 
-    Attributes:
-        rule: decides.
-        listener: takes the law [B, M, V] and the verdict.
+    Args:
+        verifier: runs the target.
+        listener: takes both of every round, before the verdict is carried out.
     """
 
-    rule: AcceptanceRule
-    listener: Callable[[Tensor, Verdict], None]
+    def __init__(self, verifier: Verifier, listener: Callable[[Evidence, Verdict], None]) -> None:
+        self._verifier, self._listener = verifier, listener
 
-    @property
-    def lossless(self) -> bool:
-        """The rule's."""
-        return self.rule.lossless
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._verifier, name)
 
-    @property
-    def coupled(self) -> bool:
-        """The rule's."""
-        return self.rule.coupled
+    def score(self, *arguments: Any) -> Evidence:
+        """See ``Verifier``."""
+        self._evidence = self._verifier.score(*arguments)
+        return self._evidence
 
-    @property
-    def weighs(self) -> bool:
-        """The rule's."""
-        return self.rule.weighs
-
-    def __call__(self, draft: Draft, law_BMV: Tensor, noise: Noise) -> Verdict:
-        """What the rule decides."""
-        verdict = self.rule(draft, law_BMV, noise)
-        self.listener(law_BMV, verdict)
-        return verdict
+    def commit(self, seq: Sequences, draft: Draft, verdict: Verdict) -> Sequences:
+        """See ``Verifier``."""
+        self._listener(self._evidence, verdict)
+        return self._verifier.commit(seq, draft, verdict)

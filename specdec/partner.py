@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from specdec.exit import Glimpse
 from specdec.guard import check_shapes
 from specdec.messages import Early, Message, Opening, Outcome, Ready, Window, moved
+from specdec.protocols import Evidence
 from specdec.report import NODE
 from specdec.sequences import Sequences
 from specdec.trace import Trace
@@ -109,10 +110,10 @@ class Partner:
             self._send(Early(self._opening.generation, self._round, candidates))
         self._named = candidates.tokens
 
-    def weigh(self, law_BMV: Tensor, verdict: Verdict) -> None:
+    def weigh(self, evidence: Evidence, verdict: Verdict) -> None:
         """Note the law's mass on the tokens that the early exit has named, along the accepted path."""
         if self._named is not None:
-            mass_BM = law_BMV.gather(-1, self._named).sum(-1)
+            mass_BM = evidence.laws().gather(-1, self._named).sum(-1)
             self._weighed = mass_BM.gather(1, pad(verdict.path + 1, (1, 0))), verdict.accepted
 
     def settle(self, turn: Turn) -> Draft:

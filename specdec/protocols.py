@@ -33,6 +33,10 @@ class Evidence(Protocol):
         """float [B, M, V]: the target's law after the last committed token, then after each node."""
         ...
 
+    def choices(self) -> Tensor:
+        """int64 [B, M]: the likeliest token there, which greedy decoding takes."""
+        ...
+
     @property
     def early(self) -> Tensor | None:
         """[B, M, hidden]: the states of the window behind the early exit, None without one."""

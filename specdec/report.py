@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specdec.kernels import here
 from specdec.sequences import Sequences, new_tokens
 from specdec.types import Draft, Verdict
 
@@ -48,6 +49,8 @@ def report(before: Sequences, after: Sequences, draft: Draft, verdict: Verdict, 
     whether it has ended now, the last accepted node, what was wrong with its draft (F, see ``FAULTS``), and its
     new tokens (J, with rubbish behind those committed).
     """
+    if here(before.lengths):
+        return _reported(before, after, draft, verdict, faults_BF)
     depth_B = draft.depths.amax(1) if draft.size else torch.zeros_like(before.lengths)
     nodes_B = (draft.depths > 0).sum(1)
     committed_B = after.lengths - before.lengths
@@ -63,3 +66,11 @@ def report(before: Sequences, after: Sequences, draft: Draft, verdict: Verdict, 
     )
     table_BX = torch.stack([fact.long() for fact in facts], 1)
     return torch.cat([table_BX, faults_BF.long(), new_tokens(draft, verdict)], 1)
+
+
+def _reported(before: Sequences, after: Sequences, draft: Draft, verdict: Verdict, faults_BF: Tensor) -> Tensor:
+    """``report`` in one kernel."""
+    from specdec.kernels.rows import reported
+
+    rows = (before.ended, before.lengths), (after.ended, after.lengths)
+    return reported(*rows, (draft.tokens, draft.depths), verdict.parts, faults_BF, FACTS)

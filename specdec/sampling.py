@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specdec.kernels import here
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -71,6 +73,17 @@ class Sampling:
             punished = torch.where(scores < 0, scores * self.repetition_penalty, scores / self.repetition_penalty)
             scores = torch.where(seen, punished, scores)
         return scores
+
+    def choice(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
+        """int64 [...]: the likeliest token, which is what greedy decoding takes.
+
+        Takes the arguments of ``law``.
+        """
+        if here(logits) and not self.penalises:
+            from specdec.kernels.choice import likeliest
+
+            return likeliest(logits)
+        return self.scores(logits, seen).argmax(-1)
 
     def soft(self, logits: Tensor) -> Tensor:
         """Log-probabilities [..., V] at this temperature (at 1 if greedy), for estimates: nothing is cut off."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from specdec.kernels import here
 from specdec.sampling import Sampling
 from specdec.types import Advice, Context, Draft, Verdict
 
@@ -82,7 +83,7 @@ class Sequences:
     @property
     def room(self) -> Tensor:
         """int64 [B], tokens that may still be committed."""
-        return torch.where(self.ended, 0, self.limits - self.lengths)
+        return torch.where(self.ended, self.lengths, self.limits) - self.lengths
 
     def context(self, advice: Advice | None = None) -> Context:
         """What a drafter may see of these rows."""
@@ -90,6 +91,8 @@ class Sequences:
 
     def append(self, draft: Draft, verdict: Verdict) -> Sequences:
         """Commit the accepted path and the token after it, up to the first end token or the limit."""
+        if here(self.tokens):
+            return self._appended(draft, verdict)
         new_BJ = new_tokens(draft, verdict)
         index_J = torch.arange(new_BJ.shape[1], device=new_BJ.device)
         last_BJ = torch.isin(new_BJ, self.stop) & (index_J <= verdict.accepted[:, None])
@@ -103,6 +106,14 @@ class Sequences:
         tokens_BS = self.tokens.scatter(1, slot_BJ, torch.where(commits_BJ, new_BJ, self.tokens[:, :1]))
         lengths_B = self.lengths + count_B
         ended_B = self.ended | (ends_B & (first_B < count_B)) | (lengths_B >= self.limits)
+        return replace(self, tokens=tokens_BS, lengths=lengths_B, ended=ended_B)
+
+    def _appended(self, draft: Draft, verdict: Verdict) -> Sequences:
+        """``append`` in one kernel."""
+        from specdec.kernels.rows import appended
+
+        rows = self.tokens, self.lengths, self.limits, self.ended, self.stop
+        tokens_BS, lengths_B, ended_B = appended(rows, draft.tokens, verdict.parts)
         return replace(self, tokens=tokens_BS, lengths=lengths_B, ended=ended_B)
 
 

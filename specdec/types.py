@@ -62,6 +62,11 @@ class Draft:
         tokens_BN, parents_BN = pad(self.tokens, (0, more)), pad(self.parents, (0, more), value=tree.PAD)
         return Draft(tokens_BN, parents_BN, self.base, laws_BNV, self.fanout)
 
+    def of_depths(self, depths_BN: Tensor) -> Draft:
+        """The draft itself, whose ``depths`` whoever made it knows already."""
+        self.__dict__["depths"] = depths_BN
+        return self
+
     @property
     def size(self) -> int:
         """N, nodes per row, padding included."""
@@ -107,6 +112,11 @@ class Verdict:
     path: Tensor
     accepted: Tensor
     tokens: Tensor
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All three."""
+        return self.path, self.accepted, self.tokens
 
     @property
     def end(self) -> Tensor:

@@ -7,6 +7,7 @@ P tokens that were fed before the nodes, D depth slots of an accepted path, k li
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from specdec.exit import Exit, Glimpse, Hint
+from specdec.kernels import here
 from specdec.runtime import CachedModel, load
 from specdec.runtime.model import Scores
 from specdec.runtime.replay import Replay
@@ -167,27 +169,36 @@ class FullEvidence:
 
     def laws(self) -> Tensor:
         """float [B, M, V], the law each next token is decoded under."""
-        sampling, logits_BMV = self.seq.sampling, self.scores.logits
-        if not sampling.penalises:
-            return sampling.law(logits_BMV)
-        seen_BV = seen_tokens(self.seq.tokens, self.seq.lengths, logits_BMV.shape[-1])
-        return sampling.law(logits_BMV, seen_along(seen_BV, self.draft.tokens, self.draft.ancestors))
+        return self._laws
+
+    @cached_property
+    def _laws(self) -> Tensor:
+        return self.seq.sampling.law(self.scores.logits, self._seen)
+
+    def choices(self) -> Tensor:
+        """int64 [B, M], the likeliest next tokens."""
+        return self.seq.sampling.choice(self.scores.logits, self._seen)
+
+    @property
+    def _seen(self) -> Tensor | None:
+        """bool [B, M, V], which tokens occurred; None where nobody asks."""
+        if not self.seq.sampling.penalises:
+            return None
+        seen_BV = seen_tokens(self.seq.tokens, self.seq.lengths, self.scores.logits.shape[-1])
+        return seen_along(seen_BV, self.draft.tokens, self.draft.ancestors)
 
     def along(self, verdict: Verdict) -> Advice | None:
         """Tapped states of the tokens fed before the nodes and of the accepted path; likeliest tokens all over."""
         if self.scores.positions is None:
             none_B0 = self.draft.parents[:, :0]
             return Advice({}, none_B0, self._tops()) if self.top else None
-        position_BW, path_BD = self.scores.positions, verdict.path
-        fed = position_BW.shape[1] - self.draft.size
-        fed_BP = torch.arange(fed, device=path_BD.device).expand(len(path_BD), -1)
-        which_BK = torch.cat([fed_BP, fed + path_BD.clamp(min=0)], 1)
-        real_BK = torch.cat([torch.ones_like(fed_BP, dtype=torch.bool), path_BD >= 0], 1)
+        position_BW = self.scores.positions
+        which_BK, position_BK = along(position_BW, verdict.path, position_BW.shape[1] - self.draft.size)
         states = {
             tap: state.gather(1, which_BK[..., None].expand(-1, -1, state.shape[-1]))
             for tap, state in self.scores.states.items()
         }
-        return Advice(states, torch.where(real_BK, position_BW.gather(1, which_BK), -1), self._tops())
+        return Advice(states, position_BK, self._tops())
 
     def _tops(self) -> Tops | None:
         if not self.top:
@@ -195,3 +206,16 @@ class FullEvidence:
         root_B1 = self.seq.tokens.gather(1, self.seq.lengths[:, None] - 1)
         successors_BMk = self.scores.logits.topk(self.top, -1).indices
         return Tops(torch.cat([root_B1, self.draft.tokens], 1), self.draft.parents, successors_BMk)
+
+
+def along(position_BW: Tensor, path_BD: Tensor, fed: int) -> tuple[Tensor, Tensor]:
+    """int64 [B, K] each: which tokens of a forward are committed now, the first ``fed`` and the accepted path, and
+    their positions, -1 for padding."""
+    if here(path_BD):
+        from specdec.kernels.rows import along
+
+        return along(position_BW, path_BD, fed)
+    fed_BP = torch.arange(fed, device=path_BD.device).expand(len(path_BD), -1)
+    which_BK = torch.cat([fed_BP, fed + path_BD.clamp(min=0)], 1)
+    real_BK = torch.cat([torch.ones_like(fed_BP, dtype=torch.bool), path_BD >= 0], 1)
+    return which_BK, torch.where(real_BK, position_BW.gather(1, which_BK), -1)

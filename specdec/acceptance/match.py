@@ -1,6 +1,6 @@
 """The match rule and the coupled rule: accept only the tokens that the target itself draws.
 
-B rows, N nodes, M = N + 1 (the last committed token, then the nodes), D depth slots, V vocabulary.
+B rows, M = N + 1 (the last committed token, then the nodes), V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from specdec import tree
+from specdec.acceptance.follow import follow
 from specdec.noise import Noise
 from specdec.types import Draft, Verdict
 
@@ -31,10 +31,7 @@ class Match:
         """Row m of ``law_BMV`` is p after the last committed token (m = 0) or after node m - 1."""
         draw = noise.race if self.coupled else noise.draw
         token_BM = draw(law_BMV, draft.positions)
-        wanted_BN = token_BM.gather(1, draft.parents.clamp(min=-1) + 1)
-        chosen_BN = (draft.tokens == wanted_BN) & (draft.parents != tree.PAD)
-        path_BD, accepted_B, end_B = tree.deepest(draft.ancestors, draft.depths, chosen_BN)
-        return Verdict(path_BD, accepted_B, token_BM.gather(1, end_B[:, None])[:, 0])
+        return follow(draft, token_BM)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def attend(
     rows, heads, width, size = query.shape
     groups = heads // key.shape[1]
     if window.sight is not None:
-        from specdec.runtime.kernels import attention
+        from specdec.kernels import attention
 
         q_MX = query.transpose(1, 2).reshape(rows * width, heads * size)
         sight = window.sight.within(sliding_window)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from specdec.kernels import here
+
 
 @dataclass(eq=False)
 class KVCache:
@@ -27,10 +29,12 @@ class KVCache:
     slots: int
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
+    _where: list[int] = field(default_factory=list, repr=False)
+    _addresses: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
 
     @property
     def trash(self) -> int:
-        """The slot that padding writes to."""
+        """The slot that padding writes to: the last one, so that -1 is it as well."""
         return self.slots
 
     def write(self, layer: int, keys: Tensor, values: Tensor, index_BW: Tensor, start: int | None) -> None:
@@ -50,10 +54,24 @@ class KVCache:
 
     def move(self, source_BD: Tensor, target_BD: Tensor) -> None:
         """Copy slots of every layer; all are read before any is written."""
+        buffers_L = [*self.keys.values(), *self.values.values()]
+        if here(source_BD) and len({(buffer.shape, buffer.dtype, buffer.device) for buffer in buffers_L}) == 1:
+            from specdec.kernels.states import moved
+
+            moved(self._addressed(buffers_L), buffers_L[0], source_BD, target_BD)
+            return
         row_B1 = torch.arange(self.rows, device=source_BD.device)[:, None]
         for buffers in (self.keys, self.values):
             for buffer in buffers.values():
                 buffer[row_B1, :, target_BD] = buffer[row_B1, :, source_BD]
+
+    def _addressed(self, buffers_L: list[Tensor]) -> Tensor:
+        """int64 [L]: where buffers lie. It stays where it is as long as they do, for what was recorded with it."""
+        addresses = [buffer.data_ptr() for buffer in buffers_L]
+        if addresses != self._where:
+            self._where = addresses
+            self._addresses = torch.tensor(addresses, device=buffers_L[0].device)
+        return self._addresses
 
     def grow(self, slots: int) -> None:
         """Make room for at least ``slots`` slots, keeping what is stored."""

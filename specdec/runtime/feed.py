@@ -96,12 +96,16 @@ class Feed:
     start: int | None
     sight: Sight | None = None
 
+    @property
+    def told(self) -> Tensor:
+        """int64 [B, W], the positions, -1 for padding."""
+        return torch.where(self.slots >= 0, self.positions, self.slots)
+
     def window(self, cache: KVCache) -> Window:
         """The attention's side of it."""
-        slots_BW = torch.where(self.slots >= 0, self.slots, cache.trash)
         return Window(
             cache,
-            slots_BW,
+            self.slots,
             self.start,
             self.span,
             self.allowed,
@@ -166,7 +170,7 @@ def feed(
 
 def _briefly(tokens_BS: Tensor, held_B: Tensor, hanging: Hanging, fed: int, size: Extent) -> Feed:
     """The same in one kernel, with a ``Sight``."""
-    from specdec.runtime.kernels.feeding import feeding
+    from specdec.kernels.feeding import feeding
 
     lengths_B, nodes_BN, parents_BN = hanging.lengths, hanging.tokens, hanging.parents
     what = feeding(tokens_BS, held_B, lengths_B, nodes_BN, parents_BN, fed, size.pending, hanging.chain)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields, replace
 from torch import Tensor
 from torch.nn.functional import embedding, rms_norm
 
-from specdec.runtime.kernels.attention import attend
-from specdec.runtime.kernels.linear import linear
-from specdec.runtime.kernels.rotary import rotate
+from specdec.kernels.attention import attend
+from specdec.kernels.linear import linear
+from specdec.kernels.rotary import rotate
 from specdec.runtime.readout import Glance
 from specdec.runtime.sight import Sight
 from specdec.types import Tap

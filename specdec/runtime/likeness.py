@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specdec.kernels.attention import attend_reference
+from specdec.kernels.linear import linear_reference
+from specdec.kernels.rotary import rotate_reference
 from specdec.runtime.huggingface_views import layer_list, with_layers
-from specdec.runtime.kernels.attention import attend_reference
-from specdec.runtime.kernels.linear import linear_reference
-from specdec.runtime.kernels.rotary import rotate_reference
 from specdec.runtime.lean import Kernels, LeanLayer, LeanNetwork
 from specdec.runtime.readout import Stand
 from specdec.runtime.sight import Sight

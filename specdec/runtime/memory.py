@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from specdec.kernels import here
 from specdec.runtime.cache import KVCache
 from specdec.runtime.feed import Hanging
 
@@ -50,6 +51,15 @@ class Memory:
             torch.where(there_BS, chain.tokens.gather(1, node_BS.clamp(0, chain.size - 1)), self.tokens)
         )
         self.lengths.copy_((chain.lengths + straight_BN.sum(1)).clamp(max=len(slot_S)))
+
+    def roll_back(self, tokens_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        """Hold no more than what is common with the rows; int64 [B], how much of all but their last token."""
+        if here(tokens_BS):
+            from specdec.kernels.rows import rolled_back
+
+            return rolled_back(self.tokens, self.lengths, tokens_BS, lengths_B)
+        self.lengths.copy_(self.common(tokens_BS, lengths_B))
+        return torch.minimum(self.lengths, lengths_B - 1)
 
     def common(self, tokens_BS: Tensor, lengths_B: Tensor) -> Tensor:
         """int64 [B]: how much of the given rows is held."""

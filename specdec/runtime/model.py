@@ -170,9 +170,8 @@ class CachedModel:
         nodes = nodes or (tokens_BS[:, :0], tokens_BS[:, :0])
         self._hang(lengths_B, nodes, chain, behind is not None)
         # What the forward overwrites is no longer held, whatever becomes of the forward.
-        self.memory.lengths.copy_(self.memory.common(tokens_BS, lengths_B))
         # The last committed token is always fed: its logits are wanted.
-        held_B = torch.minimum(self.memory.lengths, lengths_B - 1)
+        held_B = self.memory.roll_back(tokens_BS, lengths_B)
         what = self._feed(tokens_BS, held_B, 0, behind or 0)
         scores = self._forward(what, nodes[0].shape[1] + 1, taps, glance)
         if self._owns:
@@ -214,13 +213,18 @@ class CachedModel:
         if self._hanging is None:
             raise RuntimeError("keep comes after advance")
         before_B = self._hanging.lengths
+        if not self._hanging.chain:
+            self._move(path_BD, accepted_B)
+        self.memory.hold(tokens_BS, torch.minimum(before_B + accepted_B, lengths_B))
+
+    def _move(self, path_BD: Tensor, accepted_B: Tensor) -> None:
+        """Put the keys and values of accepted nodes where those of committed tokens lie."""
+        before_B1, cache = cast(Hanging, self._hanging).lengths[:, None], self.memory.cache
         depth_D = torch.arange(path_BD.shape[1], device=path_BD.device)
         moved_BD = (path_BD != depth_D) & (depth_D < accepted_B[:, None])
-        if not self._hanging.chain and (self._static or bool(moved_BD.any())):
-            source_BD = torch.where(moved_BD, before_B[:, None] + path_BD, self.memory.cache.trash)
-            target_BD = torch.where(moved_BD, before_B[:, None] + depth_D, self.memory.cache.trash)
-            self.memory.cache.move(source_BD, target_BD)
-        self.memory.hold(tokens_BS, torch.minimum(before_B + accepted_B, lengths_B))
+        if self._static or bool(moved_BD.any()):
+            source_BD = torch.where(moved_BD, before_B1 + path_BD, cache.trash)
+            cache.move(source_BD, torch.where(moved_BD, before_B1 + depth_D, cache.trash))
 
     def _feed(self, tokens_BS: Tensor, held_B: Tensor, fed: int, behind: int) -> Feed:
         hanging, extent = cast(Hanging, self._hanging), None
@@ -237,7 +241,7 @@ class CachedModel:
                 f"{type(self.network.module).__name__} has layers that do not use transformers' attention "
                 "interface, which the cache needs: choose another model"
             )
-        return Scores(logits, states, torch.where(what.slots >= 0, what.positions, -1) if taps else None)
+        return Scores(logits, states, what.told if taps else None)
 
 
 def models_of(part: object) -> tuple[CachedModel, ...]:

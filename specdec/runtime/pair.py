@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
+from specdec.kernels import here
 from specdec.runtime.attention import Window
 from specdec.runtime.fuse import PROBE, ROTARY, STRICT, tolerance
 from specdec.runtime.huggingface import Network
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LeanPair:
-    """A ``PairLayer`` of packed weights: eleven kernels, where its modules launch more than forty.
+    """A ``PairLayer`` of packed weights: nine kernels, where its modules launch more than forty.
 
     Attributes:
         network: its attention and MLP as the only layer, the head's norm and LM head.
@@ -55,15 +56,22 @@ class LeanPair:
         """The same over keys and values of some other place. Raises ValueError without a sight."""
         if sight is None:
             raise ValueError("our attention needs to be told what is seen in few words")
-        network, size = self.network, states_BWX.shape[-1:]
-        token_BWX = rms_norm(embedded_BWX, size, self.token_norm, network.epsilon)
-        state_BWX = rms_norm(states_BWX, size, self.state_norm, network.epsilon)
-        pair_MX = torch.cat([token_BWX, state_BWX], -1).flatten(0, 1)
+        network, stream_MX = self.network, states_BWX.flatten(0, 1)
+        pair_MX = self._normed(embedded_BWX.flatten(0, 1), stream_MX)
         # Beyond the table lies only what can never be committed.
         positions_BW = positions_BW.clamp(max=len(network.cosines) - 1)
-        (layer,), stream_MX = network.layers, states_BWX.flatten(0, 1)
-        own_MX = network.layer(layer, pair_MX, stream_MX, positions_BW, slots_BW, cache, sight)
+        own_MX = network.layer(network.layers[0], pair_MX, stream_MX, positions_BW, slots_BW, cache, sight)
         return own_MX.unflatten(0, states_BWX.shape[:2])
+
+    def _normed(self, embedded_MX: Tensor, state_MX: Tensor) -> Tensor:
+        """[M, 2X]: both behind their norms."""
+        gains, epsilon = (self.token_norm, self.state_norm), self.network.epsilon
+        if self.network.kernels is not REFERENCE and here(state_MX):
+            from specdec.kernels.states import normed_pairs
+
+            return normed_pairs(embedded_MX, state_MX, gains, epsilon)
+        parts = zip((embedded_MX, state_MX), gains, strict=True)
+        return torch.cat([rms_norm(part_MX, gain.shape, gain, epsilon) for part_MX, gain in parts], -1)
 
     def read_out(self, own_BWX: Tensor) -> Tensor:
         """Logits [B, W, D] of what it made."""

@@ -15,7 +15,7 @@ DRAFTS = [[], [-1, 0, 1], [-1, -1, 0, 0, 1]]
 @pytest.mark.parametrize("way", [masked, products, flexible])
 @pytest.mark.parametrize("parents", DRAFTS, ids=str)
 def test_every_way_gives_what_the_reference_gives(parents: list[int], way: object) -> None:
-    attend_reference = pytest.importorskip("specdec.runtime.kernels.attention").attend_reference
+    attend_reference = pytest.importorskip("specdec.kernels.attention").attend_reference
     what = case(140, parents, CPU, torch.float32)
     q_WX = what.query[0].transpose(0, 1).reshape(len(parents) + 1, -1)
     expected_WX = attend_reference(q_WX, what.keys, what.values, what.sight, what.query.shape[-1] ** -0.5)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from specdec import tree
+from specdec.kernels import attention, feeding, linear, rotary
+from specdec.kernels.tile import Tile, tile_for
 from specdec.runtime.feed import Extent, Hanging, feed
-from specdec.runtime.kernels import attention, feeding, linear, rotary
-from specdec.runtime.kernels.tile import Tile, tile_for
 from specdec.runtime.sight import Sight
 
 

@@ -182,7 +182,7 @@ def test_an_early_exit_runs_its_own_layers_only(on_a_cpu: None) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3-hybrid", "qwen3-moe"])
 def test_nothing_is_compiled_while_rounds_are_recorded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from specdec.runtime.kernels import attention
+    from specdec.kernels import attention
 
     monkeypatch.setattr(attention, "attend", attention.attend_reference)
     verifier, graphs, late = FullVerifier(FAMILIES[kind]()), list[Any](), list[int]()

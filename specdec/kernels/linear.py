@@ -9,8 +9,8 @@ import triton
 from torch import Tensor
 from torch.nn import functional
 
-from specdec.runtime.kernels.products import few, many, sliced
-from specdec.runtime.kernels.tile import Tile, room_on, tile_for
+from specdec.kernels.products import few, many, sliced
+from specdec.kernels.tile import Tile, room_on, tile_for
 
 WIDEST = 64  # tokens of one call; more are bound by arithmetic, and libraries do it better
 

@@ -16,7 +16,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 @triton.jit
 def _rotary(
     qkv, cosines, sines, positions, slots, gains, q, keys, values, epsilon, width,
-    cache_row, cache_head, slot_stride,
+    trash, cache_row, cache_head, slot_stride,
     Q: tl.constexpr, H: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, NORM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One token and head: norm, rotation, and its place in the cache (or among the queries)."""
@@ -30,7 +30,8 @@ def _rotary(
     line = qkv + token * (Q + 2 * H) * E + head * E
     x = tl.load(line + e, mask=wide, other=0.0).to(tl.float32)
     b = token // width
-    place = b.to(tl.int64) * cache_row + tl.load(slots + token).to(tl.int64) * slot_stride
+    slot = tl.load(slots + token).to(tl.int64)
+    place = b.to(tl.int64) * cache_row + tl.where(slot < 0, trash, slot) * slot_stride
     if head >= Q + H:
         tl.store(values + place + (head - Q - H) * cache_head + e, x.to(values.dtype.element_ty), mask=wide)
     else:
@@ -61,7 +62,7 @@ def rotate(
     Args:
         qkv_MX: [B * W, (Q + 2H) * E], queries, then keys, then values, as projected.
         cosines_SE, sines_SE: [positions, E], rotary tables (Su et al., arXiv 2104.09864).
-        positions_BW, slots_BW: int64 [B, W].
+        positions_BW, slots_BW: int64 [B, W]; a slot of -1 is the last one.
         gains_2E: RMS norm weights of query and key heads, None without such norms.
         epsilon: of the norms.
         keys_BHSE, values_BHSE: the layer's cache, written.
@@ -70,13 +71,13 @@ def rotate(
     Returns:
         The queries, [B * W, Q * E].
     """
-    rows, heads, _, size = keys_BHSE.shape
+    rows, heads, slots, size = keys_BHSE.shape
     tokens, queries = len(qkv_MX), qkv_MX.shape[1] // size - 2 * heads
     q_MX = qkv_MX.new_empty(tokens, queries * size)
     qkv_MX, positions_BW, slots_BW = qkv_MX.contiguous(), positions_BW.contiguous(), slots_BW.contiguous()
     _rotary[tokens, queries + 2 * heads](
         qkv_MX, cosines_SE, sines_SE, positions_BW, slots_BW, qkv_MX if gains_2E is None else gains_2E, q_MX,
-        keys_BHSE, values_BHSE, epsilon, tokens // rows, *keys_BHSE.stride()[:3],
+        keys_BHSE, values_BHSE, epsilon, tokens // rows, slots - 1, *keys_BHSE.stride()[:3],
         Q=queries, H=heads, E=size, BE=triton.next_power_of_2(size), NORM=gains_2E is not None, OVERLAP=overlap,
         num_warps=1, launch_pdl=overlap,
     )  # fmt: skip

@@ -1,1 +1,0 @@
-"""Kernels of our own, in Triton, each with the same in PyTorch beside it."""
