@@ -150,8 +150,7 @@ class Duet:
     def _fresh(self, settled: Settled) -> None:
         with self._trace.span("drafter.draft", self._round):
             if self._own is None or not hasattr(self._drafter, "resume"):
-                context = self._seq.context(self._told())
-                fresh = self._play(propose, context, self._guarded, self._noise)
+                fresh = self._play(propose, self._seq, self._told(), self._guarded, self._noise)
             else:
                 fresh = self._play(resume, self._seq, self._window, self._own, self._guarded, self._noise)
             self._window = self._play(either, settled.hit, settled.window, fresh)

@@ -14,7 +14,7 @@ from specdec.report import report
 from specdec.sequences import Sequences
 from specdec.trace import Trace
 from specdec.turn import Turn
-from specdec.types import Context, Draft
+from specdec.types import Advice, Draft
 
 
 def verify(
@@ -36,9 +36,9 @@ def verify(
     return Turn(after, evidence.along(verdict), evidence.early, report(seq, after, draft, verdict, faults))
 
 
-def propose(context: Context, drafter: Drafter, noise: Noise) -> Draft:
+def propose(seq: Sequences, advice: Advice | None, drafter: Drafter, noise: Noise) -> Draft:
     """Draft for the rows as they stand."""
-    return drafter.draft(context, noise)
+    return drafter.draft(seq.context(advice), noise)
 
 
 def directly(part: Callable[..., Any], *arguments: Any) -> Any:
@@ -62,7 +62,7 @@ def serial(
         trace.round(turn.report)
         seq = turn.seq
         if not trace.done:
-            draft = play(propose, seq.context(turn.advice), drafter, noise)
+            draft = play(propose, seq, turn.advice, drafter, noise)
     return seq
 
 

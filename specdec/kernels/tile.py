@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+TINY = 1 << 20  # elements of a weight
 HOPPER_ROOM = 227 << 10  # bytes of shared memory that a program can have
 
 
@@ -44,6 +45,8 @@ def tile_for(tokens: int, outputs: int, inputs: int, gated: bool, size: int = 2,
         room: bytes of shared memory that a program can have.
     """
     small, wide = outputs * inputs <= 1 << 22, outputs > inputs
+    if size == 2 and outputs * inputs <= TINY and tokens > 2:
+        return tiny(tokens, inputs, gated, wide)
     sliced = small and tokens <= 16 and size == 2  # in float32 there are no tensor cores to wait for
     if gated:
         several = Tile(32, 128, 2, 6, True, slices=2) if sliced else Tile(64, 128, 8, 3, True)
@@ -59,6 +62,16 @@ def tile_for(tokens: int, outputs: int, inputs: int, gated: bool, size: int = 2,
         tile = Tile(8, 1024, 4, 2, False) if tokens == 1 else Tile(64, 256, 4, 5, True)
     rows = tile.outputs * (2 if gated else 1) + max(16, 1 << (tokens - 1).bit_length())
     return replace(tile, stages=max(1, min(tile.stages, room // (rows * tile.inputs * size))))
+
+
+def tiny(tokens: int, inputs: int, gated: bool, wide: bool) -> Tile:
+    """For the weights of a target of a hundred million parameters: even of 16 outputs a program few are made, so
+    that each has to be quick. Measured on an H100, products of 576 to 1536 features."""
+    if tokens <= 16:
+        return Tile(16, 128 if gated or wide else 256 if inputs < 1024 else 512, 2, 4, True, slices=4)
+    if gated or wide:
+        return Tile(16, 128, 4, 4, True)
+    return Tile(16, 64, 2, 4, True) if inputs < 1024 else Tile(16, 512, 2, 3, True)
 
 
 @cache

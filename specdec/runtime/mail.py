@@ -11,8 +11,9 @@ class Mail:
 
     def __init__(self, tensor: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
-        self._copy = tensor
-        if tensor.is_cuda:
+        if not tensor.is_cuda:
+            self._copy = tensor.clone()  # what it is a result of may be played again
+        else:
             self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._copy.copy_(tensor, non_blocking=True)
             self._arrived = torch.cuda.Event()

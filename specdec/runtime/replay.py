@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from specdec.noise import Noise
+from specdec.runtime.filling import Filling
 from specdec.runtime.held import flatten, rebuild, released, themselves
 from specdec.runtime.model import Place
 
@@ -75,6 +76,18 @@ class Replay:
 
     def __call__(self, part: Callable[..., Any], places: tuple[Place, ...], *arguments: Any) -> Any:
         """Play a part. Recordings are good as long as the caches that they read and write stay in their places."""
+        known, leaves = self.find(part, places, arguments)
+        if known is None or known.recording is None:
+            return part(*arguments)
+        return known.recording(leaves)
+
+    def find(
+        self, part: Callable[..., Any], places: tuple[Place, ...], arguments: tuple[Any, ...]
+    ) -> tuple[Known | None, list[Tensor]]:
+        """What is known of a part with such arguments, recorded if that can be, and the tensors in the arguments.
+
+        None if it was not played like this before: whoever asks plays it directly then.
+        """
         leaves: list[Tensor] = []
         shape = flatten(arguments, leaves)
         key = (part, shape, places)
@@ -82,12 +95,12 @@ class Replay:
         known = self._known.get(key)
         if known is None:
             self._meet((part, released(shape), places))
-            return part(*arguments)
-        recording = known.recording or self._try(known, part, shape, leaves)
-        if recording is None:
-            return part(*arguments)
-        self._known.move_to_end(key)  # the last to be dropped
-        return recording(leaves)
+            return None, leaves
+        if known.recording is None:
+            self._try(known, part, shape, leaves)
+        if known.recording is not None:
+            self._known.move_to_end(key)  # the last to be dropped
+        return known, leaves
 
     def _meet(self, key: Key) -> None:
         # Copies are gone through here and below: what goes may take others along at any time.
@@ -113,10 +126,10 @@ class Replay:
         while self._gone:
             self._known.pop(self._gone.pop(), None)
 
-    def _try(self, known: Known, part: Callable[..., Any], shape: Any, leaves: list[Tensor]) -> Recording | None:
+    def _try(self, known: Known, part: Callable[..., Any], shape: Any, leaves: list[Tensor]) -> None:
         if known.rest:
             known.rest -= 1
-            return None
+            return
         made = [other for other in list(self._known.values()) if other.recording is not None]
         for other in made[: max(0, len(made) + 1 - MOST)]:
             other.recording = None
@@ -124,7 +137,6 @@ class Replay:
             known.recording = self._recorder(part, shape, leaves)
         except Exception as error:  # whoever fails here is heard again when the part is played directly
             self._refuse(known, part.__name__, error)
-        return known.recording
 
     def _refuse(self, known: Known, name: str, error: Exception) -> None:
         if ran_out(error):  # which may pass, and less is held from now on
@@ -195,6 +207,7 @@ class Recording:
 
     def __init__(self, part: Callable[..., Any], shape: Any, leaves: Sequence[Tensor]) -> None:
         self._inputs = [leaf.clone() for leaf in leaves]
+        self._fill = Filling(self._inputs)
         self._graph = torch.cuda.CUDAGraph()
         capture = torch.cuda.graph(self._graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local")
         with warnings.catch_warnings(), capture:
@@ -202,7 +215,7 @@ class Recording:
             self._result = part(*rebuild(shape, iter(self._inputs)))
 
     def __call__(self, leaves: Sequence[Tensor]) -> Any:
-        fill(self._inputs, leaves)
+        self._fill(leaves)
         self._graph.replay()
         return self._result
 
@@ -210,15 +223,3 @@ class Recording:
 def current(device: torch.device) -> AbstractContextManager[object]:
     """Make a GPU the one on which kernels are launched and streams and events are made."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def fill(places: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy values to where they are read from, one launch per type; those that are there already stay."""
-    by_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-    for place, value in zip(places, values, strict=True):
-        if place is not value and place.numel():
-            sources = by_type.setdefault(place.dtype, ([], []))
-            sources[0].append(place)
-            sources[1].append(value)
-    for targets, sources_of_type in by_type.values():
-        torch._foreach_copy_(targets, sources_of_type)

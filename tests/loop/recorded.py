@@ -35,8 +35,9 @@ from drafters.stream_head import StreamHead
 from drafters.streaming import StreamingDrafter, Successors
 from specdec import Block, Coupled, Match, Ratio, Sampling
 from specdec.runtime import load
+from specdec.runtime.filling import Filling
 from specdec.runtime.held import flatten, rebuild
-from specdec.runtime.replay import Recording, Replay, fill
+from specdec.runtime.replay import Recording, Replay
 from verifiers import FullVerifier
 
 ROWS = [[[1, 2, 3, 1, 2], [9], [4] * 11], [[5, 6], [7, 8, 9], [1] * 4]]
@@ -117,14 +118,20 @@ class Operations(Recording):
 
     def __init__(self, part, shape, leaves):
         self._inputs = [leaf.clone() for leaf in leaves]
+        self._fill = Filling(self._inputs)
         with Tape(self._inputs) as tape:
             out: list[torch.Tensor] = []
-            self._result_shape = flatten(part(*rebuild(shape, iter(self._inputs))), out)
+            result = flatten(part(*rebuild(shape, iter(self._inputs))), out)
         self._play = tape.player(out)
+        given = {id(tensor) for tensor in self._inputs}
+        self._places = [tensor if id(tensor) in given else tensor.clone() for tensor in out]
+        self._result = rebuild(result, iter(self._places))
 
     def __call__(self, leaves):
-        fill(self._inputs, leaves)
-        return rebuild(self._result_shape, iter(self._play(*self._inputs)))
+        self._fill(leaves)
+        for place, tensor in zip(self._places, self._play(*self._inputs), strict=True):
+            place.copy_(tensor)
+        return self._result
 
 
 def replaying(model, made):
