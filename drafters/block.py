@@ -102,6 +102,7 @@ class BlockModel(StateModel):
         behind: int | None = None,
         chain: bool = False,
         glance: Glance | None = None,
+        reads: int = 0,
     ) -> Scores:
         """Fill the block behind the last committed tokens; logits [B, 1, V] are those of its first place.
 

@@ -105,6 +105,11 @@ class FeatureModel(StateModel):
         """Whether it borrows of a target with these very weights."""
         return same_target(self._head.target, target)
 
+    @property
+    def steady(self) -> bool:
+        """See ``CachedModel``."""
+        return self._head.fused is not None
+
     def begin(self, rows: int, slots: int, longest: int | None = None, stay: bool = False) -> None:
         """Forget everything; see ``CachedModel.begin``."""
         super().begin(rows, slots, longest, stay)
@@ -130,12 +135,13 @@ class FeatureModel(StateModel):
         behind: int | None = None,
         chain: bool = False,
         glance: Glance | None = None,
+        reads: int = 0,
     ) -> Scores:
         """See ``CachedModel.advance``."""
         row_BT, pairs_B = tokens_BS[:, 1:], paired(lengths_B)
         if not self.in_turn:
-            return self._read(row_BT, pairs_B, nodes, taps, behind, chain, glance)
-        scores = self._read(row_BT, pairs_B, None, taps, behind, True, glance)
+            return self._read(row_BT, pairs_B, nodes, taps, behind, chain, glance, reads)
+        scores = self._read(row_BT, pairs_B, None, taps, behind, True, glance, reads)
         logits = [scores.logits]
         if nodes is not None:
             size = nodes[0].shape[1]

@@ -114,6 +114,7 @@ class HeadModel:
         *,
         behind: int | None = None,
         chain: bool = False,
+        reads: int = 0,
     ) -> Scores:
         """Logits [B, 1, V] behind the newest committed token."""
         self._level, self._first = 0, tree.ROOT

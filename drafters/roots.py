@@ -35,6 +35,7 @@ class DraftModel(Protocol):
         *,
         behind: int | None = None,
         chain: bool = False,
+        reads: int = 0,
     ) -> Scores:
         """See ``CachedModel.advance``."""
         ...
@@ -85,8 +86,8 @@ class Roots:
     ) -> Roots:
         """The last committed token of each row; ``behind`` is how many tokens the model lacks at most."""
         waits = behind if context.static else None
-        logits_B1V = model.advance(context.tokens, context.lengths, behind=waits, chain=chain).logits
-        return cls.last(context, fit(logits_B1V, vocabulary), 0, vocabulary)
+        scores = model.advance(context.tokens, context.lengths, behind=waits, chain=chain, reads=context.reads)
+        return cls.last(context, fit(scores.logits, vocabulary), 0, vocabulary)
 
     @classmethod
     def beside(cls, context: Context, window: Draft, logits_B1V: Tensor, vocabulary: int) -> Roots:

@@ -85,7 +85,8 @@ class StreamDrafter(FeatureDrafter):
         behind = self.shape.behind(model, context.others) if context.static else None
         # Libraries plan anew for a mask of a new shape: the forward that reads a prompt asks no stream.
         guesses = 0 if context.static and not model.follows else pace.guesses(1)
-        said_BFV = fit(model.open(context.tokens, context.lengths, guesses, behind), model.vocab_size)
+        said_BFV = model.open(context.tokens, context.lengths, guesses, behind, context.reads)
+        said_BFV = fit(said_BFV, model.vocab_size)
         roots = Roots.last(context, said_BFV[:, :1], said_BFV.shape[1] - 1, model.vocab_size)
         return streamed(model, roots, said_BFV[:, None, 1:], noise, pace, model.vocab_size, context.static)
 

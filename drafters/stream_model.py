@@ -37,13 +37,15 @@ class StreamModel(FeatureModel):
         self._number_N = torch.zeros(0, dtype=torch.int64)  # of each node: 0 is the main stream
         self._rooted = 0  # streams of the last committed token, at the end of the tree that is hung next
 
-    def open(self, tokens_BS: Tensor, lengths_B: Tensor, streams: int, behind: int | None) -> Tensor:
+    def open(
+        self, tokens_BS: Tensor, lengths_B: Tensor, streams: int, behind: int | None, reads: int = 0
+    ) -> Tensor:
         """Read the rows, and streams of their last token: logits [B, 1 + streams, V]; see ``advance``."""
         last_B1 = tokens_BS[:, 1:].gather(1, paired(lengths_B)[:, None] - 1)
         parent_BE = torch.arange(-1, streams - 1, device=last_B1.device).expand(len(last_B1), -1)
         self._rooted = streams
         nodes = last_B1.expand_as(parent_BE), parent_BE
-        return self.advance(tokens_BS, lengths_B, nodes, behind=behind, chain=True).logits
+        return self.advance(tokens_BS, lengths_B, nodes, behind=behind, chain=True, reads=reads).logits
 
     def read(self, tokens_BY: Tensor, parents_BY: Tensor, streams: int) -> Tensor:
         """Add nodes, each with streams of its own: logits [B, F, Y, V]. Only nodes may be parents, in order."""

@@ -28,7 +28,7 @@ from specdec.runtime.clock import DeviceClock
 from specdec.runtime.replay import Replay, current
 from specdec.runtime.streams import Side
 from specdec.sequences import Sequences
-from specdec.stage import Live, Stage
+from specdec.stage import Live, Stage, reading_width
 from specdec.trace import Networks, Trace
 from specdec.transit import crossings
 from specdec.virtual import Scene, VirtualClock
@@ -140,7 +140,8 @@ def together(
         outlet = network if forecast.exit is None else network.outlet(side.drafter)
         duet = Duet(drafter, guarded, outlet, forecast, accept.weighs, side, trace)
         duet.open(theirs, noise)
-        stage = Stage(replay, trace, (verifier.model,), guarded.static, verifier.width)
+        reads = reading_width(int(seq.prompts.max()))
+        stage = Stage(replay, trace, (verifier.model,), guarded.static, verifier.width, reads)
         seq = pipelined(seq, duet, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
     trace.spans += crossings(trace.spans)
     return seq
@@ -197,7 +198,8 @@ def replayed(
             guarded.begin(verifier, seq)
         verifier.begin(seq, guarded.wants)
         models = (verifier.model, *(models_of(drafter) if drafts else ()))
-        stage = Stage(replay, trace, models, drafts, verifier.width)
+        reads = reading_width(int(seq.prompts.max()))
+        stage = Stage(replay, trace, models, drafts, verifier.width, reads)
         return serial(seq, guarded, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
 
 

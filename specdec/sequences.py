@@ -27,6 +27,8 @@ class Sequences:
         stop: int64 [K], tokens that end a row.
         sampling: the law the target decodes under.
         static: whether shapes must not depend on the rows, so that a round can be replayed for others.
+        reads: the most tokens that are new to a model which has not read the rows, where the forward that reads
+            them can be replayed as well; 0: its shapes may depend on the rows.
     """
 
     tokens: Tensor
@@ -37,6 +39,7 @@ class Sequences:
     stop: Tensor
     sampling: Sampling
     static: bool = False
+    reads: int = 0
 
     @classmethod
     def start(
@@ -87,7 +90,7 @@ class Sequences:
 
     def context(self, advice: Advice | None = None) -> Context:
         """What a drafter may see of these rows."""
-        return Context(self.tokens, self.lengths, self.room, self.sampling, advice, self.static)
+        return Context(self.tokens, self.lengths, self.room, self.sampling, advice, self.static, reads=self.reads)
 
     def append(self, draft: Draft, verdict: Verdict) -> Sequences:
         """Commit the accepted path and the token after it, up to the first end token or the limit."""
@@ -106,7 +109,7 @@ class Sequences:
         tokens_BS = self.tokens.scatter(1, slot_BJ, torch.where(commits_BJ, new_BJ, self.tokens[:, :1]))
         lengths_B = self.lengths + count_B
         ended_B = self.ended | (ends_B & (first_B < count_B)) | (lengths_B >= self.limits)
-        return replace(self, tokens=tokens_BS, lengths=lengths_B, ended=ended_B)
+        return replace(self, tokens=tokens_BS, lengths=lengths_B, ended=ended_B, reads=0)
 
     def _appended(self, draft: Draft, verdict: Verdict) -> Sequences:
         """``append`` in one kernel."""
@@ -114,7 +117,7 @@ class Sequences:
 
         rows = self.tokens, self.lengths, self.limits, self.ended, self.stop
         tokens_BS, lengths_B, ended_B = appended(rows, draft.tokens, verdict.parts)
-        return replace(self, tokens=tokens_BS, lengths=lengths_B, ended=ended_B)
+        return replace(self, tokens=tokens_BS, lengths=lengths_B, ended=ended_B, reads=0)
 
 
 def new_tokens(draft: Draft, verdict: Verdict) -> Tensor:

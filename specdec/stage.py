@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Any
 
 from torch import Tensor
 
 from specdec.loop import propose, verify
-from specdec.runtime.model import CachedModel, Place
+from specdec.runtime.model import CachedModel
+from specdec.runtime.place import Place
 from specdec.runtime.replay import Known, Replay
 from specdec.trace import Networks, Trace
 from specdec.types import Draft
 
+# Widths of recorded forwards that read prompts: few, so that few recordings are made. Longer prompts are read by
+# the libraries that are best at it.
+WIDTHS = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
 LANES = {verify: "target", propose: "drafter"}
 
 
@@ -78,6 +82,7 @@ class Stage:
         models: those whose caches the recordings read and write, the target's first.
         drafts: whether the drafter's part can be recorded too; drafters that work on the host cannot.
         width: tokens of every verification after prefill; None takes the draft's own.
+        reads: tokens of the forward that reads the rows, 0 where it is not to be recorded; see ``reading_width``.
     """
 
     replay: Replay
@@ -85,6 +90,7 @@ class Stage:
     models: tuple[CachedModel, ...]
     drafts: bool
     width: int | None = None
+    reads: int = 0
     _last: dict[Callable[..., Any], Again] = field(default_factory=dict)
 
     def __call__(self, part: Callable[..., Any], *arguments: Any) -> Any:
@@ -93,14 +99,25 @@ class Stage:
             seq, draft, *others = arguments
             arguments = (seq, self._sized(draft), *others)
         with self.trace.span(LANES[part]):
-            reads = not all(model.follows for model in self.models)  # its shapes depend on the prompt
-            if reads or (part is propose and not self.drafts):
+            concerned = self.models[:1] if part is verify else self.models[1:]
+            reading = [model for model in concerned if not model.follows]
+            if reading and not (self.reads and all(model.steady for model in reading)):
+                return part(*arguments)  # its shapes depend on the prompt
+            if part is propose and not self.drafts:
                 return part(*arguments)
-            last = self._last.get(part)
-            if last is None or not last.fits(arguments):
-                places = self.places
-                last = self._last[part] = Again(arguments, places, *self.replay.find(part, places, arguments))
-            return last(part)
+            if reading:
+                arguments = (replace(arguments[0], reads=self.reads), *arguments[1:])
+            result = self._played(part, arguments)
+            for model in reading:
+                model.caught_up()
+            return result
+
+    def _played(self, part: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        last = self._last.get(part)
+        if last is None or not last.fits(arguments):
+            places = self.places
+            last = self._last[part] = Again(arguments, places, *self.replay.find(part, places, arguments))
+        return last(part)
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -113,3 +130,11 @@ class Stage:
             # Prefill is the same for all drafters anyway, and padding would cost a mask of its length squared.
             return draft.padded(self.width - 1) if self.models[0].follows else draft
         return draft if self.drafts else draft.padded((1 << draft.size.bit_length()) - 1)
+
+
+def reading_width(longest: int) -> int:
+    """Tokens of the recorded forward that reads rows of up to so many tokens; 0 where they are too many.
+
+    A drafter reads the first committed token with them.
+    """
+    return next((width for width in WIDTHS if width > longest), 0)

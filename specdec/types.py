@@ -210,6 +210,8 @@ class Context:
         static: whether shapes must not depend on the rows, so that the draft can be replayed for others.
         others: the most nodes that a draft had which was verified in place of this drafter's own; 0 where its own
             always are. Where shapes are static, so many tokens more may be new to it.
+        reads: the most tokens that are new to a model which has not read the rows, where shapes are static in
+            that draft as well; 0: they may depend on the rows there.
     """
 
     tokens: Tensor
@@ -219,6 +221,7 @@ class Context:
     advice: Advice | None = None
     static: bool = False
     others: int = 0
+    reads: int = 0
 
     @property
     def depth(self) -> int | None:

@@ -134,7 +134,8 @@ class FullVerifier:
         glance, seen = None, Seen(hint)
         if self._exit is not None and hint is not None:
             glance = self._exit.glance(self.model, draft, seq.sampling, seen)
-        scores = self.model.advance(seq.tokens, seq.lengths, nodes, self._taps, behind, chain, glance)
+        told = nodes, self._taps, behind, chain, glance, seq.reads
+        scores = self.model.advance(seq.tokens, seq.lengths, *told)
         return FullEvidence(seq, draft, scores, seen.state, self._top)
 
     def commit(self, seq: Sequences, draft: Draft, verdict: Verdict) -> Sequences:

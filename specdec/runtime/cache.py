@@ -37,6 +37,13 @@ class KVCache:
         """The slot that padding writes to: the last one, so that -1 is it as well."""
         return self.slots
 
+    def ready(self, layer: int, heads: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer [B, heads, S + 1, size], of the type of ``like`` if they are made now."""
+        if layer not in self.keys:
+            empty = like.new_empty((self.rows, heads, 0, size))
+            self.keys[layer], self.values[layer] = self._buffer(empty), self._buffer(empty)
+        return self.keys[layer], self.values[layer]
+
     def write(self, layer: int, keys: Tensor, values: Tensor, index_BW: Tensor, start: int | None) -> None:
         """Store [B, H, W, E] at slots ``index_BW``; ``start`` says that they are that slot and the next ones."""
         if layer not in self.keys:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,15 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from specdec.runtime.attention import Window, attend
 from specdec.runtime.compiled import CompiledLayers
-from specdec.runtime.huggingface_views import attending, layer_list, run, unheard, with_layers, without_decoder
+from specdec.runtime.huggingface_views import (
+    attending,
+    layer_list,
+    run,
+    unheard,
+    view,
+    with_layers,
+    without_decoder,
+)
 from specdec.runtime.readout import Glance, Stand
 from specdec.runtime.support import refuse_unsupported
 from specdec.types import Tap
@@ -110,7 +117,7 @@ class Network:
             positions_BW = positions_BW.clamp(max=self.max_positions - 1)
         if window.sight is not None and self.lean is not None:
             window.written.update(range(self.depth))
-            caches = [(window.cache.keys[layer], window.cache.values[layer]) for layer in range(self.depth)]
+            caches = self.lean.caches(window.cache)
             return self.lean(tokens_BW, positions_BW, window.slots, caches, window.sight, keep, taps, glance)
         ours = attending(self._configs, ATTENTION)
         with ours, self._compiling(window), self._tapping(taps, glance) as states:
@@ -210,7 +217,7 @@ class Network:
         if not 0 < layers < self.depth:
             raise ValueError(f"exit_layer must be from 1 to {self.depth - 1} for this model, not {layers}")
         name, stack = layer_list(self.module, self.depth)
-        return _view(self, with_layers(self.module, name, list(stack)[:layers]), layers)
+        return view(self, with_layers(self.module, name, list(stack)[:layers]), layers)
 
     def _compiling(self, window: Window) -> AbstractContextManager[None]:
         """Layers run compiled where shapes do not depend on the rows: each would be compiled anew."""
@@ -241,10 +248,3 @@ class Network:
             take(output[0] if isinstance(output, tuple) else output)
 
         return self._layers[layer - 1].register_forward_hook(after)
-
-
-def _view(network: Network, module: Any, layers: int) -> Network:
-    view = copy.copy(network)
-    view.module, view._layers, view._outlets = module, network._layers[:layers], {}
-    view.lean = network.lean and replace(network.lean, layers=network.lean.layers[:layers])
-    return view

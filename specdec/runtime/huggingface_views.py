@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from specdec.runtime.readout import Stand
+
+if TYPE_CHECKING:
+    from specdec.runtime.huggingface import Network
 
 
 def with_layers(module: nn.Module, name: str, layers: list[nn.Module]) -> Any:
@@ -121,3 +124,11 @@ def layer_list(module: PreTrainedModel, depth: int) -> tuple[str, nn.ModuleList]
         if child in decoder and isinstance(child, nn.ModuleList) and len(child) == depth:
             return name, child
     raise ValueError(f"{type(module).__name__} has no list of {depth} decoder layers")
+
+
+def view(network: Network, module: Any, layers: int) -> Network:
+    """A network of a module that has only the first ``layers`` of its layers."""
+    seen = copy.copy(network)
+    seen.module, seen._layers, seen._outlets = module, network._layers[:layers], {}
+    seen.lean = network.lean and replace(network.lean, layers=network.lean.layers[:layers])
+    return seen

@@ -14,6 +14,7 @@ from torch.nn.functional import embedding, rms_norm
 from specdec.kernels.attention import attend
 from specdec.kernels.linear import linear
 from specdec.kernels.rotary import rotate
+from specdec.runtime.cache import KVCache
 from specdec.runtime.readout import Glance
 from specdec.runtime.sight import Sight
 from specdec.types import Tap
@@ -103,6 +104,12 @@ class LeanNetwork:
                 glance.take(x_MX.unflatten(0, (rows, width)))
         logits_BKV = self.read_out(x_MX.unflatten(0, (rows, width))[:, width - keep :])
         return logits_BKV, {tap: states[tap.layer].unflatten(0, (rows, width)) for tap in taps}
+
+    def caches(self, cache: KVCache) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of its layers, made where nothing was written yet."""
+        size = self.cosines.shape[1]
+        heads = [(len(layer.qkv) - layer.out.shape[1]) // (2 * size) for layer in self.layers]
+        return [cache.ready(index, count, size, self.head) for index, count in enumerate(heads)]
 
     def outlet(self, embed: Tensor, norm: Tensor, head: Tensor) -> LeanNetwork:
         """The ends alone, with copies of their weights on another device."""

@@ -16,6 +16,7 @@ from specdec.runtime.feed import Extent, Feed, Hanging, feed
 from specdec.runtime.huggingface import Network
 from specdec.runtime.itself import Itself
 from specdec.runtime.memory import Memory
+from specdec.runtime.place import Place
 from specdec.runtime.readout import Glance
 from specdec.types import Tap
 
@@ -36,21 +37,6 @@ class Scores:
     logits: Tensor
     states: dict[Tap, Tensor] = field(default_factory=dict)
     positions: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a model's cache lay when something was recorded on it. Neither of them is kept alive."""
-
-    memory: Itself
-    cache: Itself
-    slots: int
-
-    @property
-    def stands(self) -> bool:
-        """Whether it still lies there."""
-        memory, cache = self.memory.value, self.cache.value
-        return cache is not None and memory is not None and memory.cache is cache and cache.slots == self.slots
 
 
 class CachedModel:
@@ -94,6 +80,15 @@ class CachedModel:
     def follows(self) -> bool:
         """Whether the rows have been read: the shapes of a forward need not depend on them from here on."""
         return self.memory.follows
+
+    @property
+    def steady(self) -> bool:
+        """Whether ``advance`` can read the rows, too, in shapes that do not depend on them."""
+        return getattr(self.network, "lean", None) is not None
+
+    def caught_up(self) -> None:
+        """A recording has read the rows: Python was not there to see it."""
+        self.memory.follows = True
 
     def begin(self, rows: int, slots: int, longest: int | None = None, stay: bool = False) -> None:
         """Forget everything. Draft trees make the cache grow beyond ``slots``.
@@ -155,6 +150,7 @@ class CachedModel:
         behind: int | None = None,
         chain: bool = False,
         glance: Glance | None = None,
+        reads: int = 0,
     ) -> Scores:
         """Run over committed tokens that the cache lacks, and a draft tree.
 
@@ -166,13 +162,15 @@ class CachedModel:
                 them. None looks.
             chain: whether every row of the tree is known to be a chain.
             glance: takes states while the forward goes on.
+            reads: in place of ``behind`` where it has not seen the rows; 0 looks.
         """
         nodes = nodes or (tokens_BS[:, :0], tokens_BS[:, :0])
-        self._hang(lengths_B, nodes, chain, behind is not None)
+        waits = behind if behind is None or self.follows else reads or None
+        self._hang(lengths_B, nodes, chain, waits is not None)
         # What the forward overwrites is no longer held, whatever becomes of the forward.
         # The last committed token is always fed: its logits are wanted.
         held_B = self.memory.roll_back(tokens_BS, lengths_B)
-        what = self._feed(tokens_BS, held_B, 0, behind or 0)
+        what = self._feed(tokens_BS, held_B, 0, waits or 0)
         scores = self._forward(what, nodes[0].shape[1] + 1, taps, glance)
         if self._owns:
             self.memory.hold(tokens_BS, lengths_B)
@@ -186,11 +184,11 @@ class CachedModel:
 
         ``advance`` says it too; where that was replayed from a recording it told Python nothing.
         """
-        self._hang(lengths_B, nodes, chain, static)
+        self._hang(lengths_B, nodes, chain, static and self.follows)
 
     def _hang(self, lengths_B: Tensor, nodes: tuple[Tensor, Tensor], chain: bool, static: bool) -> None:
         self._hanging = Hanging(lengths_B, *nodes, chain)
-        self._static = static and self.follows
+        self._static = static
 
     def grow(self, tokens_BW: Tensor, parents_BW: Tensor, chain: bool = False) -> Tensor:
         """Add nodes to the tree of the last ``advance``; parents count from its first node. Logits [B, W, V].

@@ -41,7 +41,7 @@ class LeanPair:
     def __call__(self, embedded_BWX: Tensor, states_BWX: Tensor, positions_BW: Tensor, window: Window) -> Tensor:
         """[B, W, X] behind the layer, before any norm. Keys and values go to the window's cache."""
         window.written.add(0)
-        cache = window.cache.keys[0], window.cache.values[0]
+        (cache,) = self.network.caches(window.cache)
         return self.over(embedded_BWX, states_BWX, positions_BW, window.slots, cache, window.sight)
 
     def over(

@@ -22,7 +22,7 @@ from torch import Tensor
 from specdec.noise import Noise
 from specdec.runtime.filling import Filling
 from specdec.runtime.held import flatten, rebuild, released, themselves
-from specdec.runtime.model import Place
+from specdec.runtime.place import Place
 
 log = logging.getLogger(__name__)
 

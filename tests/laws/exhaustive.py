@@ -112,7 +112,7 @@ class TableModel:
 
     def hang(self, *_: object) -> None: ...
 
-    def advance(self, tokens_BS, lengths_B, nodes=None, taps=(), behind=None, chain=False, glance=None):
+    def advance(self, tokens_BS, lengths_B, nodes=None, taps=(), behind=None, chain=False, glance=None, reads=0):
         last_B2 = tokens_BS.gather(1, torch.stack([(lengths_B - 2).clamp(min=0), lengths_B - 1], 1))
         self.tokens_BM, self.before_B = last_B2[:, 1:], last_B2[:, :1]
         root_B1V = self.table[self.before_B, self.tokens_BM]

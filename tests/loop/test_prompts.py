@@ -1,0 +1,78 @@
+"""The round in which prompts are read, recorded as all others are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import FAMILIES
+from recorded import DRAFTERS, HEADS, RULES, replaying
+
+import specdec
+from drafters.feature import FeatureModel
+from specdec.forecast import AllAccepted
+from specdec.runtime.model import CachedModel
+from specdec.stage import WIDTHS, reading_width
+from verifiers import FullVerifier
+
+ROWS = [[[1, 2, 3, 1, 2], [9], [4] * 11], [[5, 6], [7, 8, 9], [1] * 4], [[8] * 20, [3, 4], [9, 8, 7]]]
+# Those that draft models or the target's states have read for, and those that read nothing themselves.
+READERS = {
+    name: HEADS[name] for name in ("eagle", "eagle 3", "eagle 3 tree", "streams", "hybrid", "adapter", "medusa")
+}
+READERS |= {name: DRAFTERS[name] for name in ("plain", "suffix", "chain", "early exit tree")}
+
+
+@pytest.fixture(autouse=True)
+def steady(monkeypatch):
+    """Here every network is taken for one that reads prompts in our kernels."""
+    for kind in (CachedModel, FeatureModel):
+        monkeypatch.setattr(kind, "steady", True)
+
+
+def widths(made):
+    """By part, the widths at which prompts were read in what was recorded."""
+    found = set()
+    for part, shape, _ in made:
+        rows = dict(shape[1][0][1]) if isinstance(shape[1][0][1][0], tuple) else {}
+        if "reads" in rows and rows["reads"][1].value:
+            found.add((part.__name__, rows["reads"][1].value))
+    return found
+
+
+def committed(result):
+    return [(entry.row, entry.accepted, entry.committed) for entry in result.trace.rounds]
+
+
+@pytest.mark.parametrize(
+    ("name", "sampling", "rule"),
+    [(name, *RULES[index % len(RULES)]) for index, name in enumerate(READERS)],
+    ids=lambda part: part if isinstance(part, str) else type(part).__name__,
+)
+def test_prompts_are_read_from_recordings(name, sampling, rule):
+    model, made = FAMILIES["llama"](), []
+    verifier, drafter = replaying(model, made), READERS[name](model)
+    options = {"max_new_tokens": 20, "sampling": sampling, "acceptance": rule}
+    for seed, rows in enumerate(ROWS):  # the first is played directly, the second recorded, the third replayed
+        expected = specdec.generate(FullVerifier(model), READERS[name](model), rows, seed=seed, **options)
+        result = specdec.generate(verifier, drafter, rows, seed=seed, **options)
+        assert torch.equal(result.tokens, expected.tokens) and committed(result) == committed(expected)
+        assert not result.metrics.faults
+    reads = (
+        {"verify", "propose"} if name in ("eagle", "eagle 3", "eagle 3 tree", "streams", "hybrid") else {"verify"}
+    )
+    assert widths(made) == {(part, 64) for part in reads}
+
+
+def test_a_drafter_that_works_ahead_hears_of_a_recorded_prompt():
+    model, made = FAMILIES["llama"](), []
+    verifier, drafter = replaying(model, made), HEADS["eagle 3"](model)
+    for rows in ROWS:
+        expected = specdec.generate(FullVerifier(model), HEADS["eagle 3"](model), rows, max_new_tokens=20)
+        result = specdec.generate(verifier, drafter, rows, max_new_tokens=20, forecast=AllAccepted())
+        assert torch.equal(result.tokens, expected.tokens) and committed(result) == committed(expected)
+    assert ("verify", 64) in widths(made)
+
+
+def test_long_prompts_are_read_as_they_are():
+    assert [reading_width(longest) for longest in (1, 63, 64, 1023)] == [64, 64, 96, 1024]
+    assert reading_width(WIDTHS[-1]) == 0
