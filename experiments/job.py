@@ -16,9 +16,6 @@ from verifiers import FullVerifier
 
 log = logging.getLogger(__name__)
 
-WARM_UP_TEXT = "One two three four, one two three four, one two three four, one two"
-WARM_UP_TOKENS = 16
-
 
 @dataclass(frozen=True)
 class Job:
@@ -45,19 +42,6 @@ class Job:
         shift %= len(self.arms)
         order = self.arms[shift:] + self.arms[:shift]
         return [(turn, arm) for turn in range(len(prompt.turns)) for arm in order]
-
-
-def warm_up(job: Job, rounds: int) -> None:
-    """Decode a few tokens with every arm, so that no prompt pays for what happens once.
-
-    Raises:
-        ValueError: an arm does not fit the target.
-    """
-    prompt = encode(WARM_UP_TEXT, job.verifier.tokenizer)[0][0]
-    decoding = replace(job.decoding, max_new_tokens=min(job.decoding.max_new_tokens, WARM_UP_TOKENS))
-    for _ in range(rounds):
-        for arm in job.arms:
-            arm(prompt, decoding, job.seed)
 
 
 def run(job: Job, journal: Journal, advance: Callable[[int], object], traces: dict[str, Trace]) -> None:

@@ -16,13 +16,14 @@ from rich.console import Console
 from experiments import mismatches
 from experiments.build import Meet, build, check
 from experiments.folder import Folder, resolved
-from experiments.job import Job, failed, finished, prompt_ids, run, warm_up
+from experiments.job import Job, failed, finished, prompt_ids, run
 from experiments.journal import Entry, Journal
 from experiments.plot import save_plot
 from experiments.progress import bar, say
 from experiments.provenance import busy, device_name, dtype_name, provenance
 from experiments.report import Report, remarks, statement
 from experiments.summary import DEFINITIONS, summarise
+from experiments.warm_up import warm_up
 from specdec import Trace
 from specdec.triage import Triage
 

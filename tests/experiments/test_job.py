@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments.arms import Decoding, Reply
-from experiments.job import Job, failed, finished, run, seed_of, warm_up
+from experiments.job import Job, failed, finished, run, seed_of
 from experiments.journal import Journal
 from experiments.prompt import Prompt
+from experiments.warm_up import lengths, sizes, warm_up
 from specdec import Metrics, Ratio, Sampling, Trace
 
 TALK = Prompt("talk", "chat", ("one", "two", "three"))
@@ -136,6 +137,21 @@ def test_warm_up_is_short_and_not_recorded(make: Make, journal: Journal) -> None
     assert [name for name, *_ in calls(job)] == ["plain", "x", "y"] * 2
     assert {decoding.max_new_tokens for _, _, decoding, _ in calls(job)} == {16}
     assert not journal.path.exists()
+
+
+def test_every_size_of_prompts_is_met_and_recorded_before_any_is_timed(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = Prompt("long", "chat", ("one " * 200, "two " * 700, "three " * 900), chat=False)
+    job = make(TALK, long, replace(TALK, id="again"))
+    expected = [*lengths(job, TALK), *lengths(job, long)]
+    assert sorted(expected) == expected and expected[-1] - expected[-2] > 64
+    assert sizes(job) == expected  # read at 64, 96, 192 and 512 tokens, and as they are
+    monkeypatch.setattr(job.verifier, "replay", object(), raising=False)
+    warm_up(job, 1)
+    told = [(name, len(text.split()), decoding.max_new_tokens) for name, text, decoding, _ in calls(job)]
+    assert told[:3] == [(name, told[0][1], 16) for name in ("plain", "x", "y")]
+    assert told[3:] == [(name, size, 64) for size in expected for name in ("plain", "x", "y") * 2]
 
 
 def test_an_arm_that_does_not_fit_fails_before_any_prompt(make: Make) -> None:
