@@ -13,8 +13,10 @@ from experiments.arms import Decoding, Reply
 from experiments.job import Job, failed, finished, run, seed_of
 from experiments.journal import Journal
 from experiments.prompt import Prompt
+from experiments.warm_up import TEXT as WARM_UP
 from experiments.warm_up import lengths, sizes, warm_up
 from specdec import Metrics, Ratio, Sampling, Trace
+from specdec.prompts import encode
 
 TALK = Prompt("talk", "chat", ("one", "two", "three"))
 TEXT = Prompt("text", "code", ("one two", "three"), chat=False)
@@ -149,9 +151,11 @@ def test_every_size_of_prompts_is_met_and_recorded_before_any_is_timed(
     assert sizes(job) == expected  # read at 64, 96, 192 and 512 tokens, and as they are
     monkeypatch.setattr(job.verifier, "replay", object(), raising=False)
     warm_up(job, 1)
-    told = [(name, len(text.split()), decoding.max_new_tokens) for name, text, decoding, _ in calls(job)]
-    assert told[:3] == [(name, told[0][1], 16) for name in ("plain", "x", "y")]
-    assert told[3:] == [(name, size, 64) for size in expected for name in ("plain", "x", "y") * 2]
+    ids, decode = encode(WARM_UP, job.verifier.tokenizer)[0][0], job.verifier.tokenizer.decode
+    told = [(name, text, decoding.max_new_tokens) for name, text, decoding, _ in calls(job)]
+    names = ("plain", "x", "y")
+    assert told[:3] == [(name, decode(ids), 16) for name in names]
+    assert told[3:] == [(name, decode((ids * size)[:size]), 64) for size in expected for name in names * 2]
 
 
 def test_an_arm_that_does_not_fit_fails_before_any_prompt(make: Make) -> None:
