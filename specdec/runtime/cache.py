@@ -29,8 +29,7 @@ class KVCache:
     slots: int
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
-    _where: list[int] = field(default_factory=list, repr=False)
-    _addresses: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
+    _addresses: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def trash(self) -> int:
@@ -73,12 +72,14 @@ class KVCache:
                 buffer[row_B1, :, target_BD] = buffer[row_B1, :, source_BD]
 
     def _addressed(self, buffers_L: list[Tensor]) -> Tensor:
-        """int64 [L]: where buffers lie. It stays where it is as long as they do, for what was recorded with it."""
-        addresses = [buffer.data_ptr() for buffer in buffers_L]
-        if addresses != self._where:
-            self._where = addresses
-            self._addresses = torch.tensor(addresses, device=buffers_L[0].device)
-        return self._addresses
+        """int64 [L]: where buffers lie.
+
+        It is kept as long as this is, for what was recorded with it: a drafter may add a layer of its own later.
+        """
+        addresses = tuple(buffer.data_ptr() for buffer in buffers_L)
+        if addresses not in self._addresses:
+            self._addresses[addresses] = torch.tensor(addresses, device=buffers_L[0].device)
+        return self._addresses[addresses]
 
     def grow(self, slots: int) -> None:
         """Make room for at least ``slots`` slots, keeping what is stored."""

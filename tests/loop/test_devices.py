@@ -9,7 +9,8 @@ import torch
 from families import FAMILIES
 
 import specdec
-from drafters import Eagle3Drafter, EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter
+from drafters import AdapterDrafter, Eagle3Drafter, EarlyExitDrafter, ModelDrafter, NgramDrafter, NullDrafter
+from drafters.adapter_head import AdapterHead
 from drafters.eagle3_head import Eagle3Head
 from specdec import Coupled, Ratio, Sampling
 from specdec.noise import Lane, Noise
@@ -95,6 +96,25 @@ def test_an_eagle3_head_in_fused_kernels_drafts_what_its_modules_do(tiny_llama, 
         assert not result.metrics.faults
         rounds.append([(entry.row, entry.accepted, entry.committed) for entry in result.trace.rounds])
     assert rounds[0] == rounds[1] and drafter.model.network.fused is not None
+
+
+def test_a_layer_that_a_drafter_adds_to_the_cache_leaves_what_was_recorded_alone(tiny_llama):
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "vocab_size": 97,
+        "exit_layer": 1,
+    }
+    torch.manual_seed(3)
+    tree = EarlyExitDrafter(exit_layer=1, width=2, nodes=9)
+    adapter = AdapterDrafter(AdapterHead(sizes), length=3, width=2, nodes=5)
+    target = FullVerifier(copy.deepcopy(tiny_llama).cuda(), runtime="graphed")
+    expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), ROWS, max_new_tokens=40)
+    for drafter in 2 * [tree, adapter, tree, adapter]:
+        result = specdec.generate(target, drafter, ROWS, max_new_tokens=40)
+        assert not result.metrics.faults
+        assert torch.equal(result.tokens.cpu(), expected.tokens)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
