@@ -108,7 +108,7 @@ def test_a_layer_that_a_drafter_adds_to_the_cache_leaves_what_was_recorded_alone
     }
     torch.manual_seed(3)
     tree = EarlyExitDrafter(exit_layer=1, width=2, nodes=9)
-    adapter = AdapterDrafter(AdapterHead(sizes), length=3, width=2, nodes=5)
+    adapter = AdapterDrafter(AdapterHead({**sizes, "exit_layer": 1}), length=3, width=2, nodes=5)
     target = FullVerifier(copy.deepcopy(tiny_llama).cuda(), runtime="graphed")
     expected = specdec.generate(FullVerifier(tiny_llama), NullDrafter(), ROWS, max_new_tokens=40)
     for drafter in 2 * [tree, adapter, tree, adapter]:
