@@ -55,7 +55,7 @@ def some_draft(rng, size, fanout, lengths, mistakes=True):
 @pytest.mark.parametrize("fanout", [1, 2, 3, None])
 def test_admission(fanout):
     rng, seen = random.Random(fanout or 9), set()
-    for _ in range(60):
+    for _ in range(30):
         lengths_B, room_B = torch.tensor([5, 9, 14]), torch.tensor([rng.choice([0, 2, 4, 50]) for _ in range(3)])
         draft = some_draft(rng, rng.choice([1, 2, 5, 8]), fanout, lengths_B.tolist())
         expected, faults_BF = admit(draft, lengths_B, room_B, VOCABULARY)
@@ -81,7 +81,7 @@ def settled(rng, size, fanout):
 @pytest.mark.parametrize("fanout", [1, 3, None])
 def test_how_far_a_draft_is_followed(fanout):
     rng, depths = random.Random(1), set()
-    for _ in range(60):
+    for _ in range(50):
         draft, token_BM, expected = settled(rng, rng.choice([1, 3, 8, 12]), fanout)
         path_BN, accepted_B, last_B = drafts.followed(draft.tokens, draft.parents, draft.depths, token_BM)
         assert torch.equal(accepted_B, expected.accepted)
@@ -98,10 +98,10 @@ def test_how_far_a_draft_is_followed(fanout):
 
 
 @pytest.mark.parametrize("size", [0, 1, 5])
-@pytest.mark.parametrize("stop", [[], [2], [0, 1]])
+@pytest.mark.parametrize("stop", [[], [0, 1]])
 def test_rows_behind_a_verdict_and_its_report(size, stop):
     rng = random.Random(2)
-    for _ in range(40):
+    for _ in range(12):
         before = Sequences.start([[1] * 3, [2] * 6, [0] * 9], 12, stop)
         before.limits[1] = 8
         before.ended[2] = rng.random() < 0.3
@@ -138,7 +138,7 @@ def test_long_rows_are_appended_to_step_by_step(monkeypatch):
 
 def test_what_a_cache_still_holds():
     rng = random.Random(3)
-    for _ in range(40):
+    for _ in range(20):
         memory = Memory.empty(3, rng.choice([6, 10]), torch.device("cpu"))
         memory.tokens.random_(0, 2)
         memory.lengths.copy_(torch.tensor([rng.randrange(7) for _ in range(3)]))
@@ -158,7 +158,7 @@ def test_which_states_belong_to_committed_tokens():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("size", [5, 8192, 20000])
+@pytest.mark.parametrize("size", [5, 9000])
 def test_the_likeliest_token(dtype, size):
     torch.manual_seed(size)
     logits = torch.randn(2, 3, size + 4, dtype=dtype)[..., 2:-2]
@@ -174,7 +174,7 @@ def test_the_likeliest_token(dtype, size):
 @pytest.mark.parametrize(("shortest", "longest"), [(1, 1), (1, 3), (2, 4), (3, 3)])
 def test_the_latest_match(shortest, longest, slots):
     generator, found = torch.Generator().manual_seed(slots), []
-    for _ in range(20):
+    for _ in range(8):
         tokens_BS = torch.randint(3 if slots < 99 else 40, (4, slots), generator=generator)
         lengths_B = torch.randint(1, slots + 1, (4,), generator=generator)
         expected_B = latest_match(tokens_BS, lengths_B, shortest, longest)
@@ -259,7 +259,7 @@ def test_rounds_are_the_same(monkeypatch, temperature):
     def rounds():
         for drafter in arms:
             result = specdec.generate(
-                target, drafter, [[1, 2, 3, 1, 2], [9]], max_new_tokens=12, sampling=Sampling(temperature)
+                target, drafter, [[1, 2, 3, 1, 2], [9]], max_new_tokens=8, sampling=Sampling(temperature)
             )
             assert not result.metrics.faults
             yield result.tokens.tolist(), result.trace.rounds
