@@ -7,9 +7,8 @@ from dataclasses import replace
 from experiments.arms import HuggingFaceArm
 from experiments.job import Job, messages
 from experiments.prompt import Prompt
-from specdec.decode import capacity
 from specdec.prompts import encode
-from specdec.stage import reading_width
+from specdec.stage import WIDTHS, reading_width
 
 TEXT = "One two three four, one two three four, one two three four, one two"
 TOKENS = 16
@@ -37,21 +36,25 @@ def warm_up(job: Job, rounds: int) -> None:
 
 
 def sizes(job: Job) -> list[int]:
-    """A length of each size that the prompts have: what is recorded for one of them is played for all."""
-    found: dict[tuple[int, int], int] = {}
+    """A length of each size that prompts may have, the longest first: caches then stay where they are for all."""
+    network, new = job.verifier.model.network, job.decoding.max_new_tokens
+    found: dict[int, int] = {}
     for prompt in job.prompts:
-        for length in lengths(job, prompt):
-            found.setdefault((reading_width(length), capacity(length + job.decoding.max_new_tokens)), length)
-    return sorted(found.values())
+        for turn, shortest in enumerate(lengths(job, prompt)):
+            longest = shortest + turn * new  # if the earlier replies are as long as they may be
+            for length in (shortest, longest, *(width - 1 for width in WIDTHS if shortest < width - 1 < longest)):
+                if network.max_positions is None or length + new <= network.max_positions:
+                    found[reading_width(length)] = max(length, found.get(reading_width(length), 0))
+    return sorted(found.values(), reverse=True)
 
 
 def lengths(job: Job, prompt: Prompt) -> list[int]:
-    """Tokens of a prompt at every turn, if the replies to the earlier ones are as long as they may be."""
+    """Tokens of a prompt at every turn, with empty replies to the earlier ones."""
     tokenizer, said = job.verifier.tokenizer, []
     for turn in range(len(prompt.turns)):
         if prompt.chat and getattr(tokenizer, "chat_template", None):
             ids = encode(messages(prompt.turns[: turn + 1], [""] * turn), tokenizer)[0][0]
         else:
             ids = encode("".join(prompt.turns[: turn + 1]), tokenizer)[0][0]
-        said.append(len(ids) + turn * job.decoding.max_new_tokens)
+        said.append(len(ids))
     return said

@@ -140,7 +140,7 @@ def together(
         outlet = network if forecast.exit is None else network.outlet(side.drafter)
         duet = Duet(drafter, guarded, outlet, forecast, accept.weighs, side, trace)
         duet.open(theirs, noise)
-        reads = reading_width(int(seq.prompts.max()))
+        reads = reading_width(int(seq.prompts.max()), rows)
         stage = Stage(replay, trace, (verifier.model,), guarded.static, verifier.width, reads)
         seq = pipelined(seq, duet, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
     trace.spans += crossings(trace.spans)
@@ -198,7 +198,7 @@ def replayed(
             guarded.begin(verifier, seq)
         verifier.begin(seq, guarded.wants)
         models = (verifier.model, *(models_of(drafter) if drafts else ()))
-        reads = reading_width(int(seq.prompts.max()))
+        reads = reading_width(int(seq.prompts.max()), rows)
         stage = Stage(replay, trace, models, drafts, verifier.width, reads)
         return serial(seq, guarded, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
 

@@ -129,7 +129,7 @@ class Guarded:
 
 
 def admit(draft: Draft, lengths_B: Tensor, room_B: Tensor, vocabulary: int) -> tuple[Draft, Tensor]:
-    """A draft without what is malformed, and bool [B, F]: which of ``FAULTS`` each row had.
+    """A draft without what is malformed, and [B, F], bool or 0 and 1: which of ``FAULTS`` each row had.
 
     A malformed row becomes padding. A law that is not a law, or gives its own token no chance, is withdrawn: no
     law is lossless, a wrong one is not. Nodes too deep to be committed go by their depth, never by their token, so

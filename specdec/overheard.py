@@ -20,16 +20,19 @@ class Overheard:
 
     def __init__(self, verifier: Verifier, listener: Callable[[Evidence, Verdict], None]) -> None:
         self._verifier, self._listener = verifier, listener
+        self._evidence: Evidence | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._verifier, name)
 
     def score(self, *arguments: Any) -> Evidence:
         """See ``Verifier``."""
-        self._evidence = self._verifier.score(*arguments)
-        return self._evidence
+        self._evidence = evidence = self._verifier.score(*arguments)
+        return evidence
 
     def commit(self, seq: Sequences, draft: Draft, verdict: Verdict) -> Sequences:
         """See ``Verifier``."""
-        self._listener(self._evidence, verdict)
+        evidence, self._evidence = self._evidence, None
+        if evidence is not None:
+            self._listener(evidence, verdict)
         return self._verifier.commit(seq, draft, verdict)

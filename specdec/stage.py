@@ -62,9 +62,14 @@ class Again:
 
     def fits(self, arguments: tuple[Any, ...]) -> bool:
         """Whether it can be played from the same recording again."""
-        if self.known is None or self.known.recording is None or len(arguments) != len(self.arguments):
+        if not self.recorded or len(arguments) != len(self.arguments):
             return False
         return all(map(is_, arguments, self.arguments)) and all(place.stands for place in self.places)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether it is played from a recording."""
+        return self.known is not None and self.known.recording is not None
 
     def __call__(self, part: Callable[..., Any]) -> Any:
         """Play it, from its recording if there is one."""
@@ -92,6 +97,7 @@ class Stage:
     width: int | None = None
     reads: int = 0
     _last: dict[Callable[..., Any], Again] = field(default_factory=dict)
+    _begun: set[Callable[..., Any]] = field(default_factory=set)
 
     def __call__(self, part: Callable[..., Any], *arguments: Any) -> Any:
         """Play one part."""
@@ -101,23 +107,30 @@ class Stage:
         with self.trace.span(LANES[part]):
             concerned = self.models[:1] if part is verify else self.models[1:]
             reading = [model for model in concerned if not model.follows]
-            if reading and not (self.reads and all(model.steady for model in reading)):
-                return part(*arguments)  # its shapes depend on the prompt
             if part is propose and not self.drafts:
                 return part(*arguments)
-            if reading:
-                arguments = (replace(arguments[0], reads=self.reads), *arguments[1:])
-            result = self._played(part, arguments)
-            for model in reading:
+            if not reading:
+                return self._again(part, arguments)(part)
+            if not self._reads(part) or not all(model.steady for model in reading):
+                return part(*arguments)  # its shapes depend on the rows
+            again = self._again(part, (replace(arguments[0], reads=self.reads), *arguments[1:]))
+            result = again(part)
+            for model in reading if again.recorded else ():
                 model.caught_up()
             return result
 
-    def _played(self, part: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def _again(self, part: Callable[..., Any], arguments: tuple[Any, ...]) -> Again:
         last = self._last.get(part)
         if last is None or not last.fits(arguments):
             places = self.places
             last = self._last[part] = Again(arguments, places, *self.replay.find(part, places, arguments))
-        return last(part)
+        return last
+
+    def _reads(self, part: Callable[..., Any]) -> bool:
+        """Whether rows that a part reads are as long as was reckoned with: the first time, not after a fault."""
+        first = part not in self._begun
+        self._begun.add(part)
+        return first and self.reads > 0
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -132,9 +145,10 @@ class Stage:
         return draft if self.drafts else draft.padded((1 << draft.size.bit_length()) - 1)
 
 
-def reading_width(longest: int) -> int:
-    """Tokens of the recorded forward that reads rows of up to so many tokens; 0 where they are too many.
+def reading_width(longest: int, rows: int = 1) -> int:
+    """Tokens of each row in the recorded forward that reads rows of up to so many; 0 where they are too many.
 
-    A drafter reads the first committed token with them.
+    A drafter reads the first committed token with them. All rows together are no more than one of the widest:
+    attention keeps partial sums of every token, and a recording keeps the room for them.
     """
-    return next((width for width in WIDTHS if width > longest), 0)
+    return next((width for width in WIDTHS if width > longest and rows * width <= WIDTHS[-1]), 0)

@@ -169,18 +169,18 @@ def along(position_BW: Tensor, path_BD: Tensor, fed: int) -> tuple[Tensor, Tenso
     """
     rows, depth = path_BD.shape
     told_2BK = path_BD.new_empty(2, rows, fed + depth)
-    _along[(rows,)](
+    _along[rows, triton.cdiv(fed + depth, BLOCK)](
         position_BW.contiguous(), path_BD.contiguous(), told_2BK, position_BW.shape[1], fed, depth,
-        BK=triton.next_power_of_2(fed + depth), num_warps=1,
+        BLOCK=min(BLOCK, triton.next_power_of_2(fed + depth)), num_warps=1,
     )  # fmt: skip
     which_BK, where_BK = told_2BK.unbind(0)
     return which_BK, where_BK
 
 
 @triton.jit
-def _along(positions, path, told, width, fed, depth, BK: tl.constexpr):
+def _along(positions, path, told, width, fed, depth, BLOCK: tl.constexpr):
     b = tl.program_id(0)
-    k = tl.arange(0, BK)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = k < fed + depth
     node = tl.load(path + b * depth + k - fed, mask=inside & (k >= fed), other=-1)
     real = inside & ((k < fed) | (node >= 0))

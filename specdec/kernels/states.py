@@ -23,20 +23,20 @@ def features(
     """
     (rows, width), size = slots_BW.shape, given_BSX.shape[2]
     out_BWX = given_BSX.new_empty(rows, width, size)
-    _features[rows, width](
+    _features[(rows * width,)](
         given_BSX, made_BSX, slots_BW.contiguous(), lengths_B.contiguous(), parents_BN.contiguous(), out_BWX,
-        parents_BN.shape[1], size, given_BSX.stride(0), made_BSX.stride(0), BX=triton.next_power_of_2(size),
+        width, parents_BN.shape[1], size, given_BSX.stride(0), made_BSX.stride(0), BX=triton.next_power_of_2(size),
     )  # fmt: skip
     return out_BWX
 
 
 @triton.jit
 def _features(
-    given, made, slots, lengths, parents, out, nodes, size, given_row, made_row, BX: tl.constexpr
+    given, made, slots, lengths, parents, out, width, nodes, size, given_row, made_row, BX: tl.constexpr
 ):  # fmt: skip
-    b, w = tl.program_id(0), tl.program_id(1)
+    token = tl.program_id(0)
+    b = token // width
     x = tl.arange(0, BX)
-    token = b * tl.num_programs(1) + w
     length = tl.load(lengths + b)
     slot = tl.load(slots + token)
     node = slot - length
@@ -60,17 +60,17 @@ def put(table_BSX: Tensor, places_BK: Tensor, states_BKX: Tensor, lowest_B: Tens
         lowest_B: int64 [B], lowered to the lowest place of a row.
     """
     rows, count, size = states_BKX.shape
-    _put[rows, count](
+    _put[(rows * count,)](
         table_BSX, places_BK.contiguous(), states_BKX.contiguous(), places_BK if lowest_B is None else lowest_B,
-        size, table_BSX.stride(0), BX=triton.next_power_of_2(size), LOWER=lowest_B is not None,
+        count, size, table_BSX.stride(0), BX=triton.next_power_of_2(size), LOWER=lowest_B is not None,
     )  # fmt: skip
 
 
 @triton.jit
-def _put(table, places, states, lowest, size, row, BX: tl.constexpr, LOWER: tl.constexpr):
-    b, k = tl.program_id(0), tl.program_id(1)
+def _put(table, places, states, lowest, count, size, row, BX: tl.constexpr, LOWER: tl.constexpr):
+    token = tl.program_id(0)
+    b = token // count
     x = tl.arange(0, BX)
-    token = b * tl.num_programs(1) + k
     place = tl.load(places + token)
     if place >= 0:
         state = tl.load(states + token.to(tl.int64) * size + x, mask=x < size, other=0.0)

@@ -45,10 +45,10 @@ def tile_for(tokens: int, outputs: int, inputs: int, gated: bool, size: int = 2,
         room: bytes of shared memory that a program can have.
     """
     small, wide = outputs * inputs <= 1 << 22, outputs > inputs
-    if size == 2 and outputs * inputs <= TINY and tokens > 2:
-        return tiny(tokens, inputs, gated, wide)
     sliced = small and tokens <= 16 and size == 2  # in float32 there are no tensor cores to wait for
-    if gated:
+    if size == 2 and outputs * inputs <= TINY and tokens > 2:
+        tile = tiny(tokens, inputs, gated, wide)
+    elif gated:
         several = Tile(32, 128, 2, 6, True, slices=2) if sliced else Tile(64, 128, 8, 3, True)
         tile = Tile(2, 1024, 4, 2, False) if small and tokens == 1 else several
     elif wide:

@@ -162,10 +162,11 @@ class CachedModel:
                 them. None looks.
             chain: whether every row of the tree is known to be a chain.
             glance: takes states while the forward goes on.
-            reads: in place of ``behind`` where it has not seen the rows; 0 looks.
+            reads: in place of ``behind`` in the forward that is to read the rows; 0: one that has not, looks.
         """
         nodes = nodes or (tokens_BS[:, :0], tokens_BS[:, :0])
-        waits = behind if behind is None or self.follows else reads or None
+        # Not by what has been seen alone: a recording that was given up has told Python that the rows were read.
+        waits = behind if behind is None else reads or (behind if self.follows else None)
         self._hang(lengths_B, nodes, chain, waits is not None)
         # What the forward overwrites is no longer held, whatever becomes of the forward.
         # The last committed token is always fed: its logits are wanted.

@@ -37,8 +37,8 @@ Key = tuple[Callable[..., Any], Any, tuple[Place, ...]]
 class Replay:
     """Plays parts of a round: functions of values that hold tensors, whose shapes do not depend on the rows.
 
-    It keeps nothing alive that its caller lets go. What was recorded with a drafter that is gone, or on a cache
-    that has moved, goes with it: nobody can ask for it again.
+    It keeps nothing alive that its caller lets go, but the tensors that a recording was last filled with. What was
+    recorded with a drafter that is gone, or on a cache that has moved, goes with it: nobody can ask for it again.
 
     Args:
         record: makes a recording; CUDA graphs, unless a test stands in for them.

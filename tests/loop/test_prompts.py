@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from families import FAMILIES
-from recorded import DRAFTERS, HEADS, RULES, replaying
+from recorded import DRAFTERS, HEADS, RULES, eagle3, replaying
 
 import specdec
+from drafters import Eagle3Drafter
 from drafters.feature import FeatureModel
 from specdec.forecast import AllAccepted
 from specdec.runtime.model import CachedModel
+from specdec.runtime.replay import Replay
 from specdec.stage import WIDTHS, reading_width
 from verifiers import FullVerifier
 
@@ -73,6 +75,54 @@ def test_a_drafter_that_works_ahead_hears_of_a_recorded_prompt():
     assert ("verify", 64) in widths(made)
 
 
+def test_a_recording_that_is_given_up_leaves_the_prompt_to_be_read():
+    model = FAMILIES["llama"]()
+    verifier, drafter = FullVerifier(model), HEADS["eagle 3"](model)
+
+    def refuse(*_):
+        for part in (verifier, drafter):  # as Python does while a device only takes notes
+            part.model.memory.follows = True
+        raise torch.OutOfMemoryError("no room")
+
+    verifier.replay = Replay(refuse)
+    for rows in ROWS:
+        expected = specdec.generate(FullVerifier(model), HEADS["eagle 3"](model), rows, max_new_tokens=12)
+        result = specdec.generate(verifier, drafter, rows, max_new_tokens=12)
+        assert torch.equal(result.tokens, expected.tokens) and committed(result) == committed(expected)
+
+
+class FailsFirst(Eagle3Drafter):
+    """Cannot make the first draft of a generation."""
+
+    def begin(self, target, seq):
+        super().begin(target, seq)
+        self.fresh = True
+
+    def draft(self, context, noise):
+        if self.fresh:
+            self.fresh = False
+            raise RuntimeError("not yet")
+        return super().draft(context, noise)
+
+
+def test_a_drafter_that_fails_over_the_prompt_reads_it_later():
+    model = FAMILIES["llama"]()
+    verifier, drafter = FullVerifier(model), FailsFirst(eagle3(model), length=3)
+
+    def refuse(*_):
+        raise RuntimeError("every part is played directly, and so once")
+
+    verifier.replay = Replay(refuse)
+    for rows in ROWS:
+        expected = specdec.generate(
+            FullVerifier(model), FailsFirst(eagle3(model), length=3), rows, max_new_tokens=12
+        )
+        result = specdec.generate(verifier, drafter, rows, max_new_tokens=12)
+        assert torch.equal(result.tokens, expected.tokens) and committed(result) == committed(expected)
+        assert sum(result.metrics.faults.values()) == 1
+
+
 def test_long_prompts_are_read_as_they_are():
     assert [reading_width(longest) for longest in (1, 63, 64, 1023)] == [64, 64, 96, 1024]
     assert reading_width(WIDTHS[-1]) == 0
+    assert [reading_width(200, rows) for rows in (1, 4, 5)] == [256, 256, 0], "of all rows together"

@@ -75,7 +75,13 @@ def test_a_row_s_bits_do_not_depend_on_how_many_go_with_it(kernels, tile):
 
 @pytest.mark.parametrize("room", [99 << 10, 163 << 10, 227 << 10], ids=["small", "A100", "Hopper"])
 def test_a_tile_fits_into_the_memory_of_a_program_or_is_not_kept_there(kernels, room):
-    sizes = [(t, n, k, g) for t in (1, 2, 4, 5, 16, 64) for n in (256, 4096) for k in (576, 12288) for g in (0, 1)]
+    sizes = [
+        (t, n, k, g)
+        for t in (1, 2, 4, 5, 16, 64)
+        for n in (256, 576, 4096)
+        for k in (576, 1536, 12288)
+        for g in (0, 1)
+    ]
     for tokens, outputs, inputs, gated in sizes:
         tile = tile_for(tokens, outputs, inputs, bool(gated), 2, room)
         held = (tile.outputs * (1 + gated) + max(16, tokens)) * tile.inputs * 2
