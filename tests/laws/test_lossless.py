@@ -117,7 +117,7 @@ DRAFTS = {
     "suffix": lambda: SuffixDrafter(length=2, min_match=1),
     "early_exit": lambda: EarlyExitDrafter(length=2),
     "early_exit_tree": lambda: EarlyExitDrafter(length=2, width=2, nodes=3),
-    "hybrid": lambda: HybridDrafter(NgramDrafter(length=2, min_ngram=2), ModelDrafter(SMALL, length=2)),
+    "hybrid": lambda: HybridDrafter(NgramDrafter(length=2, min_ngram=2), ModelDrafter(SMALL, length=1)),
     "lookahead": lambda: LookaheadDrafter(window=2, ngram=2, guesses=1),
     "recycling": lambda: RecyclingDrafter(nodes=3, top=2, levels=2),
     "withheld": lambda: Altered(withheld, length=2),
