@@ -70,11 +70,13 @@ def chain(
     while len(tokens) < length:
         if sampling.greedy:  # chosen, not drawn
             token_BX = sampling.choice(logits_BXV, seen_BXV)
-            law_BXV = None if confidence is None else sampling.scores(logits_BXV, seen_BXV).softmax(-1)
         else:
-            law_BXV = sampling.law(logits_BXV, seen_BXV)
-            token_BX = noise.propose(law_BXV, roots.lengths, len(tokens))
-            laws.append(law_BXV)
+            laws.append(sampling.law(logits_BXV, seen_BXV))
+            token_BX = noise.propose(laws[-1], roots.lengths, len(tokens))
+        if confidence is not None:
+            law_BXV = sampling.scores(logits_BXV, seen_BXV).softmax(-1) if sampling.greedy else laws[-1]
+            counts_BX = counts_BX + going_BX
+            going_BX = going_BX & confidence(law_BXV, token_BX)
         streamed = streams(token_BX, min(streams.tokens_per_step, length - len(tokens)) - 1)
         step = [token_BX, *streamed]
         tokens += step
@@ -82,11 +84,8 @@ def chain(
             laws += [torch.zeros_like(laws[-1]).scatter_(2, known_BX[..., None], 1) for known_BX in streamed]
         if seen_BXV is not None:
             seen_BXV = seen_BXV.scatter(2, torch.stack(step, -1), True)
-        if confidence is not None and law_BXV is not None:
-            counts_BX = counts_BX + going_BX
-            going_BX = going_BX & confidence(law_BXV, token_BX)
-            if not (roots.static or bool(going_BX.any())):
-                break
+        if confidence is not None and not (roots.static or bool(going_BX.any())):
+            break
         if len(tokens) < length:
             logits_BXV, above_BX = _read(model, step, above_BX, fed, roots.single, vocabulary)
             fed += len(step) * token_BX.shape[1]

@@ -213,9 +213,9 @@ def along(position_BW: Tensor, path_BD: Tensor, fed: int) -> tuple[Tensor, Tenso
     """int64 [B, K] each: which tokens of a forward are committed now, the first ``fed`` and the accepted path, and
     their positions, -1 for padding."""
     if here(path_BD):
-        from specdec.kernels.rows import along
+        from specdec.kernels import rows
 
-        return along(position_BW, path_BD, fed)
+        return rows.along(position_BW, path_BD, fed)
     fed_BP = torch.arange(fed, device=path_BD.device).expand(len(path_BD), -1)
     which_BK = torch.cat([fed_BP, fed + path_BD.clamp(min=0)], 1)
     real_BK = torch.cat([torch.ones_like(fed_BP, dtype=torch.bool), path_BD >= 0], 1)
