@@ -63,6 +63,35 @@ def committed(result):
     return [(entry.row, entry.accepted, entry.committed) for entry in result.trace.rounds]
 
 
+class Serial:
+    """What the serial loop gave, which is the same for every forecast."""
+
+    def __init__(self, target, draft):
+        self.verifier, self.draft = FullVerifier(target), draft
+        self.results = {}
+
+    def generate(self, name, sampling, rule, **options):
+        drafter = (DRAFTERS | SHAPED)[name](self.draft)
+        return specdec.generate(
+            self.verifier, drafter, ROWS, 24, sampling=sampling, acceptance=rule, seed=3, **options
+        )
+
+    def check(self, name, forecast, sampling, rule, channel):
+        case = name, sampling, type(rule)
+        if case not in self.results:
+            self.results[case] = self.generate(name, sampling, rule)
+        expected = self.results[case]
+        result = self.generate(name, sampling, rule, forecast=forecast, channel=channel)
+        assert torch.equal(result.tokens, expected.tokens)
+        assert committed(result) == committed(expected)
+        assert not result.metrics.faults
+
+
+@pytest.fixture(scope="module")
+def serial(tiny_target, tiny_draft):
+    return Serial(tiny_target, tiny_draft)
+
+
 @pytest.mark.parametrize(
     ("forecast", "name", "sampling", "rule", "channel"),
     [
@@ -73,20 +102,8 @@ def committed(result):
     ],
     ids=name_of,
 )
-def test_tokens_and_rounds_are_those_of_the_serial_loop(
-    tiny_target, tiny_draft, forecast, name, sampling, rule, channel
-):
-    check(tiny_target, lambda: DRAFTERS[name](tiny_draft), forecast, sampling, rule, channel)
-
-
-def check(target, make, forecast, sampling, rule, channel):
-    options = {"max_new_tokens": 24, "sampling": sampling, "acceptance": rule, "seed": 3}
-    verifier = FullVerifier(target)
-    expected = specdec.generate(verifier, make(), ROWS, **options)
-    result = specdec.generate(verifier, make(), ROWS, forecast=forecast, channel=channel, **options)
-    assert torch.equal(result.tokens, expected.tokens)
-    assert committed(result) == committed(expected)
-    assert not result.metrics.faults
+def test_tokens_and_rounds_are_those_of_the_serial_loop(serial, forecast, name, sampling, rule, channel):
+    serial.check(name, forecast, sampling, rule, channel)
 
 
 @pytest.mark.parametrize("name", SHAPED)
@@ -100,8 +117,8 @@ def check(target, make, forecast, sampling, rule, channel):
     ],
     ids=name_of,
 )
-def test_trees_of_ranks_and_chains_that_end_early_too(tiny_target, tiny_draft, forecast, sampling, rule, name):
-    check(tiny_target, lambda: SHAPED[name](tiny_draft), forecast, sampling, rule, Inline())
+def test_trees_of_ranks_and_chains_that_end_early_too(serial, forecast, sampling, rule, name):
+    serial.check(name, forecast, sampling, rule, Inline())
 
 
 @pytest.mark.parametrize("forecast", [AllAccepted(), DraftTopK(2), EarlyExitTopK(Exit(3, 128), None)], ids=name_of)

@@ -67,6 +67,11 @@ def drafter():
     return SyntheticDrafter("synthetic/tiny", 0.7, 3, dtype="float32", device="cpu")
 
 
+@pytest.fixture(scope="module")
+def plain(target):
+    return specdec.generate(target, NullDrafter(), [5], ROOM)
+
+
 def run(target, drafter, forecast, costs, tokens=ROOM):
     return specdec.generate(target, drafter, [5], tokens, forecast=forecast, channel=Simulated(costs))
 
@@ -104,14 +109,13 @@ def law(costs, result, forecast, window=3):
 
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("name", FORECASTS)
-def test_time_is_the_laws_and_tokens_are_plain_decodings(target, drafter, name, pair):
+def test_time_is_the_laws_and_tokens_are_plain_decodings(target, drafter, plain, name, pair):
     costs, forecast = PAIRS[pair], FORECASTS[name]
     result = run(target, drafter, forecast, costs)
     ms, timing = law(costs, result, forecast)
     assert ms == pytest.approx(timing.ms_per_token, rel=1e-6)
     if forecast is not None:  # some hit and some do not, else the law would be half tested
         assert 0.1 < measured(result.trace, 3)[2] < 1
-    plain = specdec.generate(target, NullDrafter(), [5], ROOM)
     assert torch.equal(result.tokens, plain.tokens) and not result.metrics.faults
 
 
