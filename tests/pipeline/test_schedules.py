@@ -99,6 +99,7 @@ def serial(tiny_target, tiny_draft):
         for index, forecast in enumerate(FORECASTS)
         for turn, name in enumerate(DRAFTERS)
         for part, rule in enumerate(RULES)
+        if (index + turn + part) % 5 < 3  # every two meet; every three would take long
     ],
     ids=name_of,
 )
