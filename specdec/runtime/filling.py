@@ -36,10 +36,15 @@ def copies(places: Sequence[Tensor], values: Sequence[Tensor]) -> list[tuple[lis
     pairs = [pair for pair in zip(places, values, strict=True) if pair[0] is not pair[1] and pair[0].numel()]
     lie = all(tensor.is_contiguous() for pair in pairs for tensor in pair)
     if lie and sum(place.nbytes for place, _ in pairs) <= LITTLE:
-        pairs = [(place.flatten().view(torch.uint8), value.flatten().view(torch.uint8)) for place, value in pairs]
+        pairs = [(as_bytes(place), as_bytes(value)) for place, value in pairs]
     by_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
     for place, value in pairs:
         targets, sources = by_type.setdefault(place.dtype, ([], []))
         targets.append(place)
         sources.append(value)
     return list(by_type.values())
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """uint8 [bytes]: the memory of a contiguous tensor, which may have any stride in a dimension of one."""
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
