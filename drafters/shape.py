@@ -136,7 +136,10 @@ class Shape:
     def look(self, model: DraftModel, context: Context, window: Draft, vocabulary: int) -> Tensor:
         """Read a window; logits [B, M, V]."""
         waits, nodes = self.behind(model) if context.static else None, (window.tokens, window.parents)
-        scores = model.advance(context.tokens, context.lengths, nodes, behind=waits, chain=window.fanout == 1)
+        one = window.fanout == 1
+        scores = model.advance(
+            context.tokens, context.lengths, nodes, behind=waits, chain=one, reads=context.reads
+        )
         return fit(scores.logits, vocabulary)
 
     def resume(

@@ -138,9 +138,9 @@ def together(
         verifier.begin(seq, guarded.wants, forecast.exit)
         network = verifier.model.network
         outlet = network if forecast.exit is None else network.outlet(side.drafter)
-        duet = Duet(drafter, guarded, outlet, forecast, accept.weighs, side, trace)
-        duet.open(theirs, noise)
         reads = reading_width(int(seq.prompts.max()), rows)
+        duet = Duet(drafter, guarded, outlet, forecast, accept.weighs, side, trace, reads)
+        duet.open(theirs, noise)
         stage = Stage(replay, trace, (verifier.model,), guarded.static, verifier.width, reads)
         seq = pipelined(seq, duet, verifier, accept, noise_for(seq, seed, accept, replay), trace, stage)
     trace.spans += crossings(trace.spans)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -22,12 +23,14 @@ from specdec.parts import Settled, follow, foresee, look, prepare, read, resume,
 from specdec.protocols import Forecast
 from specdec.runtime.huggingface import Network
 from specdec.runtime.mail import Mail
-from specdec.runtime.model import models_of
+from specdec.runtime.model import CachedModel, models_of
 from specdec.runtime.streams import Side
 from specdec.sequences import Sequences
 from specdec.trace import Span, Trace
 from specdec.turn import Turn
 from specdec.types import Advice, Draft
+
+READ = (look, propose)  # parts that may find rows which no model has read
 
 
 class Duet:
@@ -41,6 +44,7 @@ class Duet:
         weighs: whether the acceptance rule looks at the drafter's laws.
         side: the drafter's queue.
         trace: takes hits, spans and faults.
+        reads: tokens of the forward that reads the rows, 0 where it is not to be recorded; see ``reading_width``.
     """
 
     def __init__(
@@ -52,10 +56,11 @@ class Duet:
         weighs: bool,
         side: Side,
         trace: Trace,
+        reads: int = 0,
     ) -> None:
         self.hint = side.signal
         self._drafter, self._guarded, self._outlet, self._forecast = drafter, guarded, outlet, forecast
-        self._weighs, self._side, self._trace = weighs, side, trace
+        self._weighs, self._side, self._trace, self._reads = weighs, side, trace, reads
         self._prepares = hasattr(drafter, "branch")
 
     def open(self, seq: Sequences, noise: Noise) -> None:
@@ -65,8 +70,11 @@ class Duet:
         self._advice: Advice | None = None
         self._going = [True] * len(seq.lengths)  # rows that had not ended when branches were prepared
         self._answered = time.perf_counter()
-        with self._side():
-            self._look(0)
+        self._own: Tensor | None = None
+        self._book: Book | None = None
+        if not self._guarded.wants:  # else it is told first
+            with self._side():
+                self._look(0)
 
     def settle(self, turn: Turn) -> Draft:
         """Prepare, look up what has come true, and look at the next window; all without waiting.
@@ -117,8 +125,7 @@ class Duet:
     def _look(self, round: int) -> None:
         """Read the window of a round."""
         self._standing = self._side.standing()
-        self._own: Tensor | None = None
-        self._book: Book | None = None
+        self._own = self._book = None
         if self._prepares:
             with self._caring(), self._trace.span("drafter.look", round):
                 self._own = self._play(look, self._seq, self._window, self._told(), self._guarded)
@@ -176,11 +183,22 @@ class Duet:
 
     def _play(self, part: Any, *arguments: Any) -> Any:
         models = models_of(self._drafter)
-        follows = bool(models) and all(model.follows for model in models)
         moves = part in (propose, either) and not self._guarded.static
         # What runs on a CPU leaves nothing in a GPU's recording.
-        if not follows or moves or not self._side.alike:
+        if not models or moves or not self._side.alike:
             return directly(part, *arguments)
+        if part not in READ or all(model.follows for model in models):
+            return self._replayed(models, part, *arguments)
+        reads, self._reads = self._reads, 0  # after a fault the rows are longer
+        if not reads or not all(model.steady for model in models):
+            return directly(part, *arguments)  # its shapes depend on the rows
+        seq, *others = arguments
+        result = self._replayed(models, part, replace(seq, reads=reads), *others)
+        for model in models:
+            model.caught_up()
+        return result
+
+    def _replayed(self, models: tuple[CachedModel, ...], part: Any, *arguments: Any) -> Any:
         return self._side.replay(part, tuple(model.place for model in models), *arguments)
 
     @contextmanager

@@ -124,6 +124,8 @@ class DraftWorker:
         desk = self._desk
         if desk is None or desk.own is not None or not hasattr(self._drafter, "branch"):
             return
+        if desk.round == 0 and self._guarded.wants:  # it is told first
+            return
         with self._caring(desk, "look"):
             desk.own = self._guarded.look(desk.context(), desk.window)
         if self._forecast.exit is None:

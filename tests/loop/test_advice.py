@@ -44,7 +44,7 @@ class Reader(ModelDrafter):
     wants = (Tap(1), Tap(2))
 
     def begin(self, target, seq):
-        self.given = []
+        self.given, self.calls = [], []
         super().begin(target, seq)
 
     def draft(self, context, noise):
@@ -64,6 +64,7 @@ class Reader(ModelDrafter):
         return super().resume(context, window, own_BMV, noise)
 
     def note(self, call, context):
+        self.calls.append((call, context.advice is not None))
         if context.advice is not None:
             self.given.append((call, context.advice))
 
@@ -100,7 +101,9 @@ def decoded(target, drafter, forecast, channel, verifier=None):
 def test_every_state_comes_once_with_the_first_call_behind_its_round(tiny_target, forecast, channel):
     drafter = Reader(tiny_target, length=3)
     check_states(drafter, decoded(tiny_target, drafter, forecast, channel))
-    assert {call for call, _ in drafter.given} == {"draft" if isinstance(forecast, Wrong) else "look"}
+    first, *later = [call for call, _ in drafter.given]
+    assert first == "draft"  # no window before it could be looked at
+    assert set(later) == {"draft" if isinstance(forecast, Wrong) else "look"}
 
 
 @pytest.mark.parametrize("forecast", [DraftTopK(2), Wrong(1, branches=1)], ids=["hits", "misses"])
@@ -109,6 +112,16 @@ def test_on_devices_the_look_behind_a_round_has_its_states(tiny_target, forecast
     monkeypatch.setattr(type(verifier.replay), "__call__", lambda self, part, places, *arguments: part(*arguments))
     check_states(drafter, decoded(tiny_target, drafter, forecast, Inline(), verifier))
     assert {call for call, _ in drafter.given} == {"look"}
+
+
+@pytest.mark.parametrize("channel", [None, Inline(), Thread(patience=60)], ids=["devices", "inline", "thread"])
+def test_who_wants_states_is_asked_nothing_before_the_first(tiny_target, channel):
+    drafter = Reader(tiny_target, length=3)
+    if channel is None:
+        decoded(tiny_target, drafter, DraftTopK(2), Inline(), replaying(tiny_target, []))
+    else:
+        decoded(tiny_target, drafter, DraftTopK(2), channel)
+    assert drafter.calls[0] == ("look" if channel is None else "draft", True)
 
 
 class Moved(NgramDrafter):

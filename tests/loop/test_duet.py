@@ -88,7 +88,7 @@ def test_a_head_on_another_device_drafts_with_copies_of_what_it_borrows(name):
 
 @pytest.mark.parametrize("name", ["eagle 3", "eagle", "streams", "mtp"])
 def test_a_head_has_read_the_prompt_with_the_targets_states(name):
-    """It is asked to look at the rows before the target has told anything."""
+    """In turns and ahead, from recordings and without."""
     model = FAMILIES["llama"]()
     made = HEADS[name](model)
     caches = []

@@ -10,9 +10,11 @@ from recorded import DRAFTERS, HEADS, RULES, eagle3, replaying
 import specdec
 from drafters import Eagle3Drafter
 from drafters.feature import FeatureModel
-from specdec.forecast import AllAccepted
+from specdec.exit import Exit
+from specdec.forecast import AllAccepted, EarlyExitTopK
 from specdec.runtime.model import CachedModel
 from specdec.runtime.replay import Replay
+from specdec.sequences import Sequences
 from specdec.stage import WIDTHS, reading_width
 from verifiers import FullVerifier
 
@@ -35,9 +37,10 @@ def widths(made):
     """By part, the widths at which prompts were read in what was recorded."""
     found = set()
     for part, shape, _ in made:
-        rows = dict(shape[1][0][1]) if isinstance(shape[1][0][1][0], tuple) else {}
-        if "reads" in rows and rows["reads"][1].value:
-            found.add((part.__name__, rows["reads"][1].value))
+        kind, parts = shape[1][0][:2]
+        width = dict(parts)["reads"][1].value if kind is Sequences else 0
+        if width:
+            found.add((part.__name__, width))
     return found
 
 
@@ -65,14 +68,18 @@ def test_prompts_are_read_from_recordings(name, sampling, rule):
     assert widths(made) == {(part, 64) for part in reads}
 
 
-def test_a_drafter_that_works_ahead_hears_of_a_recorded_prompt():
+@pytest.mark.parametrize("forecast", [AllAccepted(), EarlyExitTopK(Exit(2, 4))], ids=["hits", "exit"])
+@pytest.mark.parametrize("name", ["eagle 3", "streams", "hybrid"])
+def test_a_drafter_that_works_ahead_hears_of_a_recorded_prompt_and_records_its_own(name, forecast):
     model, made = FAMILIES["llama"](), []
-    verifier, drafter = replaying(model, made), HEADS["eagle 3"](model)
+    verifier, drafter = replaying(model, made), READERS[name](model)
     for rows in ROWS:
-        expected = specdec.generate(FullVerifier(model), HEADS["eagle 3"](model), rows, max_new_tokens=12)
-        result = specdec.generate(verifier, drafter, rows, max_new_tokens=12, forecast=AllAccepted())
-        assert torch.equal(result.tokens, expected.tokens) and committed(result) == committed(expected)
-    assert ("verify", 64) in widths(made)
+        expected = specdec.generate(FullVerifier(model), READERS[name](model), rows, max_new_tokens=12)
+        result = specdec.generate(verifier, drafter, rows, max_new_tokens=12, forecast=forecast)
+        assert torch.equal(result.tokens, expected.tokens) and not result.metrics.faults
+        if forecast.exit is None:  # drafts that were prepared go on with states of the head's own
+            assert committed(result) == committed(expected)
+    assert widths(made) == {("verify", 64), ("propose" if name == "hybrid" else "look", 64)}
 
 
 def test_a_recording_that_is_given_up_leaves_the_prompt_to_be_read():
