@@ -142,7 +142,8 @@ class BranchingDrafter(Drafter, Protocol):
     def look(self, context: Context, window: Draft) -> Tensor:
         """[B, M, V]: its own logits after the last committed token and after each node.
 
-        The first window is looked at before the target has read the prompt: then there is no advice yet.
+        Who wants nothing looks at the first window before the target has read the prompt; who wants something is
+        asked once it was told some.
         """
         ...
 
