@@ -126,6 +126,11 @@ class FeatureModel(StateModel):
         feature_BKX = self._head.head.feature(advice.states, self._head.target)
         put(self._given, advice.positions, feature_BKX, self.memory.lengths)
 
+    def caught_up(self) -> None:
+        """See ``CachedModel.caught_up``: states of the target came with the rows."""
+        super().caught_up()
+        self._told = True
+
     def advance(
         self,
         tokens_BS: Tensor,
