@@ -8,10 +8,10 @@ from families import FAMILIES
 from recorded import DRAFTERS, HEADS, RULES, eagle3, replaying
 
 import specdec
-from drafters import Eagle3Drafter
+from drafters import Eagle3Drafter, HybridDrafter, NgramDrafter
 from drafters.feature import FeatureModel
 from specdec.exit import Exit
-from specdec.forecast import AllAccepted, EarlyExitTopK
+from specdec.forecast import AllAccepted, DraftTopK, EarlyExitTopK
 from specdec.runtime.model import CachedModel
 from specdec.runtime.replay import Replay
 from specdec.sequences import Sequences
@@ -127,6 +127,28 @@ def test_a_drafter_that_fails_over_the_prompt_reads_it_later():
         result = specdec.generate(verifier, drafter, rows, max_new_tokens=12)
         assert torch.equal(result.tokens, expected.tokens) and committed(result) == committed(expected)
         assert sum(result.metrics.faults.values()) == 1
+
+
+@pytest.mark.parametrize("forecast", [None, AllAccepted()], ids=["in turns", "ahead"])
+def test_a_head_that_fails_over_the_prompt_leaves_no_slot_unread(forecast):
+    def refuse(*_):
+        raise RuntimeError("every part is played directly, and so once")
+
+    model = FAMILIES["llama"]()
+    verifier = FullVerifier(model)
+    verifier.replay = Replay(refuse)
+    drafter = HybridDrafter(NgramDrafter(length=4, min_ngram=2), FailsFirst(eagle3(model), length=3))
+    specdec.generate(verifier, drafter, list(range(3, 40)), 12, forecast=forecast)
+    read_S = drafter.models[0].memory.cache.keys[0][0].abs().amax((0, 2)) > 0
+    assert read_S[:36].all()
+
+
+def test_short_replies_leave_all_parts_to_be_recorded(caplog):
+    model = FAMILIES["llama"]()
+    verifier, drafter = replaying(model, []), HEADS["eagle 3"](model)
+    for new in (1, 1, 2, 24):
+        specdec.generate(verifier, drafter, [5, 6, 7, 5, 6, 7, 9], new, forecast=DraftTopK(2))
+    assert "cannot be recorded" not in caplog.text
 
 
 def test_long_prompts_are_read_as_they_are():
