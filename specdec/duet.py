@@ -182,7 +182,9 @@ class Duet:
         return draft
 
     def _play(self, part: Any, *arguments: Any) -> Any:
-        models = models_of(self._drafter)
+        models, reads = models_of(self._drafter), self._reads
+        if part in READ:
+            self._reads = 0  # after a fault the rows are longer
         moves = part in (propose, either) and not self._guarded.static
         # What runs on a CPU leaves nothing in a GPU's recording.
         if not models or moves or not self._side.alike:
@@ -190,7 +192,6 @@ class Duet:
         reading = [model for model in models if not model.follows]
         if part not in READ or not reading:
             return self._replayed(models, part, *arguments)
-        reads, self._reads = self._reads, 0  # after a fault the rows are longer
         if not reads or not all(model.steady for model in reading):
             return directly(part, *arguments)  # its shapes depend on the rows
         seq, *others = arguments
