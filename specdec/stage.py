@@ -105,15 +105,16 @@ class Stage:
             seq, draft, *others = arguments
             arguments = (seq, self._sized(draft), *others)
         with self.trace.span(LANES[part]):
+            reads = self._reads(part)
             concerned = self.models[:1] if part is verify else self.models[1:]
             reading = [model for model in concerned if not model.follows]
             if part is propose and not self.drafts:
                 return part(*arguments)
             if not reading:
                 return self._again(part, arguments)(part)
-            if not self._reads(part) or not all(model.steady for model in reading):
+            if not reads or not all(model.steady for model in reading):
                 return part(*arguments)  # its shapes depend on the rows
-            again = self._again(part, (replace(arguments[0], reads=self.reads), *arguments[1:]))
+            again = self._again(part, (replace(arguments[0], reads=reads), *arguments[1:]))
             result = again(part)
             for model in reading if again.recorded else ():
                 model.caught_up()
@@ -126,11 +127,11 @@ class Stage:
             last = self._last[part] = Again(arguments, places, *self.replay.find(part, places, arguments))
         return last
 
-    def _reads(self, part: Callable[..., Any]) -> bool:
-        """Whether rows that a part reads are as long as was reckoned with: the first time, not after a fault."""
+    def _reads(self, part: Callable[..., Any]) -> int:
+        """The width at which a part reads rows, the first time it is played; after a fault they are longer."""
         first = part not in self._begun
         self._begun.add(part)
-        return first and self.reads > 0
+        return self.reads if first else 0
 
     @property
     def places(self) -> tuple[Place, ...]:

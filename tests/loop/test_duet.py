@@ -88,7 +88,7 @@ def test_a_head_on_another_device_drafts_with_copies_of_what_it_borrows(name):
 
 @pytest.mark.parametrize("name", ["eagle 3", "eagle", "streams", "mtp"])
 def test_a_head_has_read_the_prompt_with_the_targets_states(name):
-    """In turns and ahead, from recordings and without."""
+    """In turns and ahead, and when later rounds are played from recordings."""
     model = FAMILIES["llama"]()
     made = HEADS[name](model)
     caches = []

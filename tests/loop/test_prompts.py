@@ -8,7 +8,7 @@ from families import FAMILIES
 from recorded import DRAFTERS, HEADS, RULES, eagle3, replaying
 
 import specdec
-from drafters import Eagle3Drafter, HybridDrafter, NgramDrafter
+from drafters import Eagle3Drafter, HybridDrafter, ModelDrafter, NgramDrafter
 from drafters.feature import FeatureModel
 from specdec.exit import Exit
 from specdec.forecast import AllAccepted, DraftTopK, EarlyExitTopK
@@ -68,7 +68,7 @@ def test_prompts_are_read_from_recordings(name, sampling, rule):
     assert widths(made) == {(part, 64) for part in reads}
 
 
-@pytest.mark.parametrize("forecast", [AllAccepted(), EarlyExitTopK(Exit(2, 4))], ids=["hits", "exit"])
+@pytest.mark.parametrize("forecast", [AllAccepted(), EarlyExitTopK(Exit(2, 4))], ids=["accepted", "exit"])
 @pytest.mark.parametrize("name", ["eagle 3", "streams", "hybrid"])
 def test_a_drafter_that_works_ahead_hears_of_a_recorded_prompt_and_records_its_own(name, forecast):
     model, made = FAMILIES["llama"](), []
@@ -141,6 +141,40 @@ def test_a_head_that_fails_over_the_prompt_leaves_no_slot_unread(forecast):
     specdec.generate(verifier, drafter, list(range(3, 40)), 12, forecast=forecast)
     read_S = drafter.models[0].memory.cache.keys[0][0].abs().amax((0, 2)) > 0
     assert read_S[:36].all()
+
+
+class FailsLate(ModelDrafter):
+    """Reads the prompt when it begins, fails much later, and notes at what width it was asked to read rows."""
+
+    def begin(self, target, seq):
+        super().begin(target, seq)
+        self.widths = []
+
+    def draft(self, context, noise):
+        self.note(context)
+        return super().draft(context, noise)
+
+    def look(self, context, window):
+        self.note(context)
+        return super().look(context, window)
+
+    def note(self, context):
+        self.widths.append(context.reads)
+        if len(self.widths) == 5:
+            raise RuntimeError("lost its place")
+
+
+@pytest.mark.parametrize("forecast", [None, DraftTopK(2)], ids=["in turns", "ahead"])
+def test_rows_that_are_read_anew_after_a_late_fault_are_not_taken_for_the_prompt(forecast):
+    def refuse(*_):
+        raise RuntimeError("every part is played directly, and so once")
+
+    model = FAMILIES["llama"]()
+    verifier, drafter = FullVerifier(model), FailsLate(model, length=2)
+    verifier.replay = Replay(refuse)
+    result = specdec.generate(verifier, drafter, [1, 2, 3], 60, forecast=forecast)
+    assert len(drafter.widths) > 8 and sum(result.metrics.faults.values()) == 1
+    assert not any(drafter.widths[1:])
 
 
 def test_short_replies_leave_all_parts_to_be_recorded(caplog):
